@@ -1,0 +1,1 @@
+"""The house behind the ops: window spec, geometry, engine, op table."""

@@ -1,0 +1,169 @@
+"""Arguments at the door: arrays, masks, keys and parameters, checked and in shape."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxpool._core.geometry import Geometry, static_size
+from jaxpool._core.numerics import accumulation_dtype
+from jaxpool._core.window import (
+    Ints,
+    Padding,
+    Window,
+    as_int,
+    fail,
+    is_sequence,
+    resolve_axes,
+)
+
+__all__ = ["as_array", "as_key", "as_parameter", "laid", "output_axes", "whole"]
+
+# (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+Spec = tuple[Ints | None, Ints | None, Padding, Ints, bool, Ints | None]
+
+
+def laid(
+    caller: str,
+    x: ArrayLike,
+    where: ArrayLike | None,
+    spec: Spec,
+    *,
+    ordered: bool = False,
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """Returns the array, the window laid over it, and the mask, of a windowed op."""
+    x = as_array(caller, x, ordered=ordered)
+    geometry = Geometry.of(Window.of(caller, *spec), x.shape)
+    return x, geometry, _as_mask(caller, where, x, geometry.pooled)
+
+
+def whole(
+    caller: str,
+    x: ArrayLike,
+    where: ArrayLike | None,
+    axis: Ints | None,
+    *,
+    ordered: bool = False,
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """As `laid`, for one window over the whole extent of `axis`.
+
+    By default that is all axes but the first (batch) and the last (channels).
+    """
+    x = as_array(caller, x, ordered=ordered)
+    if axis is None:
+        if x.ndim < 3:
+            rule = "must be given for an array without axes between the first and last"
+            raise fail(caller, "axis", rule, axis)
+        axis = tuple(range(1, x.ndim - 1))
+    spec = (None, None, "VALID", 1, False, axis)
+    return laid(caller, x, where, spec, ordered=ordered)
+
+
+def output_axes(
+    caller: str,
+    output_shape: Any,
+    axis: Ints | None,
+    ndim: int,
+    sizes: Sequence[int] | None = None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the pooled axes (negative, ascending) and the output's size on each.
+
+    With the input's `sizes`, all of them, an entry of None keeps the input's.
+    """
+    if axis is not None:
+        axes = resolve_axes(caller, axis, ndim)
+        given = (
+            output_shape if is_sequence(output_shape) else [output_shape] * len(axes)
+        )
+        entries = tuple(given)
+    elif is_sequence(output_shape):
+        entries = tuple(output_shape)
+        axes = tuple(range(-1 - len(entries), -1))
+    else:
+        rule = "must be a sequence with one int for each pooled axis, unless `axis=`"
+        raise fail(caller, "output_shape", f"{rule} is given", output_shape)
+    if len(entries) != len(axes):
+        rule = f"must have {len(axes)} entries, one for each pooled axis"
+        raise fail(caller, "output_shape", rule, output_shape)
+    if not entries or ndim <= len(entries) - (axis is not None):
+        rule = f"must have between 1 and {ndim - 1} entries to fit the array's axes"
+        raise fail(caller, "output_shape", rule, output_shape)
+    wanted = {}
+    for a, entry in zip(axes, entries, strict=True):
+        if sizes is not None:  # of the input, which has to have elements
+            size = static_size(caller, sizes[a])
+            as_int(caller, "x.shape", size, 1)
+            entry = size if entry is None else entry
+        wanted[a] = as_int(caller, "output_shape", entry, 1)
+    return tuple(sorted(wanted)), tuple(wanted[a] for a in sorted(wanted))
+
+
+def as_array(
+    caller: str, x: ArrayLike, name: str = "x", *, ordered: bool = False
+) -> jax.Array:
+    """Returns `x` as a JAX array of numbers; if `ordered`, complex ones are refused."""
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        rule = "must be an array of numbers"
+        raise fail(caller, name, rule, type(x), TypeError) from None
+    if ordered and jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise fail(
+            caller, name, "must be real, to have an order", array.dtype, TypeError
+        )
+    return array
+
+
+def _as_mask(
+    caller: str, where: ArrayLike | None, x: jax.Array, pooled: Sequence[int]
+) -> jax.Array | None:
+    """Returns a mask of `x`'s rank, as large as `x` along the pooled axes only."""
+    if where is None:
+        return None
+    mask = jnp.asarray(where)
+    if mask.dtype != jnp.bool_:
+        raise fail(caller, "where", "must be boolean", mask.dtype, TypeError)
+    shape = (1,) * (x.ndim - mask.ndim) + mask.shape
+    if len(shape) != x.ndim or any(
+        m not in (1, n) for m, n in zip(shape, x.shape, strict=True)
+    ):
+        rule = f"must broadcast to `x`, whose shape is {x.shape}"
+        raise fail(caller, "where", rule, mask.shape)
+    wanted = list(shape)
+    for a in pooled:
+        wanted[a] = x.shape[a]
+    return jnp.broadcast_to(mask.reshape(shape), wanted)
+
+
+def as_key(caller: str, key: Any) -> jax.Array:
+    """Returns a PRNG key, or says how to get one."""
+    if key is None:
+        rule = (
+            "is needed to sample: pass `key=jax.random.key(seed)`, or "
+            "`deterministic=True` for the expectation"
+        )
+        raise fail(caller, "key", rule, key)
+    return key
+
+
+def as_parameter(
+    caller: str, name: str, value: ArrayLike, x: jax.Array, *, positive: bool = False
+) -> jax.Array:
+    """Returns a parameter with `x`'s rank, in the dtype that `x` accumulates in.
+
+    It is a scalar, one value a channel, or anything else that broadcasts to `x`.
+    """
+    parameter = jnp.asarray(value).astype(accumulation_dtype(x.dtype))
+    if parameter.ndim > x.ndim:
+        rule = f"must broadcast to the result, which has {x.ndim} axes"
+        raise fail(caller, name, rule, parameter.shape)
+    concrete = not isinstance(value, Tracer)
+    if positive and concrete:
+        numbers = np.asarray(value)
+        if not np.all((numbers > 0) & np.isfinite(numbers)):
+            raise fail(caller, name, "must be finite and greater than 0", value)
+    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)

@@ -1,0 +1,171 @@
+"""What a window means for one input: sizes, pads and counts, in plain ints.
+
+A geometry knows the pooled axes alone, as negative axes. Batch and channel axes may
+be anything, symbolic too, and adding one in front (`vmap`) changes nothing here.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpool._core.window import Window, fail
+
+__all__ = ["Axis", "Geometry", "adaptive_bounds", "static_size"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One pooled axis of one input.
+
+    Window `o` covers positions `o * stride - low + k * dilation`, `0 <= k < window`,
+    of which those in `[0, size)` are elements of the input. `high` is what the input
+    must be padded with behind so that every window lies inside; `counted_high` is how
+    much of that the user asked for. They differ by the overhang of `ceil_mode`, which
+    PyTorch's mean does not count.
+    """
+
+    axis: int
+    size: int
+    window: int
+    stride: int
+    dilation: int
+    low: int
+    high: int
+    counted_high: int
+    out: int
+
+    def counts(self, include_pad: bool) -> np.ndarray:
+        """Number of elements `[out]` in every window, padding counted or not."""
+        begin, end = (-self.low, self.size + self.counted_high)
+        if not include_pad:
+            begin, end = 0, self.size
+        starts = np.arange(self.out) * self.stride - self.low
+        first = np.maximum(-((starts - begin) // self.dilation), 0)
+        last = np.minimum((end - 1 - starts) // self.dilation, self.window - 1)
+        return np.maximum(last - first + 1, 0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A window laid over an input; `axes` are sorted, so row-major is their order."""
+
+    axes: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, window: Window, shape: Sequence[Any]) -> "Geometry":
+        """Lays `window` over an input of `shape`, of which only pooled axes count."""
+        axes = window.resolve(len(shape))
+        sizes = tuple(static_size(window.caller, shape[a]) for a in axes)
+        return _lay(window, axes, sizes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one window covers each pooled axis exactly."""
+        return all(a.window == a.size and a.out == 1 and a.low == 0 for a in self.axes)
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no two windows share an element or leave one out between them."""
+        return all(a.stride == a.window or a.window == 1 for a in self.axes)
+
+    @property
+    def pooled(self) -> tuple[int, ...]:
+        """The pooled axes, negative and ascending."""
+        return tuple(a.axis for a in self.axes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Input sizes of the pooled axes."""
+        return tuple(a.size for a in self.axes)
+
+    @property
+    def taps(self) -> int:
+        """Number of elements in one window."""
+        return math.prod(a.window for a in self.axes)
+
+    def out_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        """The output's shape for an input of `shape`."""
+        out = list(shape)
+        for a in self.axes:
+            out[a.axis] = a.out
+        return tuple(out)
+
+    def full(self, ndim: int, field: str, other: Any) -> tuple[Any, ...]:
+        """One entry an axis: `field` of the pooled axes, `other` for the rest."""
+        entries = [other] * ndim
+        for a in self.axes:
+            entries[a.axis] = getattr(a, field)
+        return tuple(entries)
+
+    def pads(self, ndim: int) -> tuple[tuple[int, int], ...]:
+        """(low, high) padding for each of `ndim` axes."""
+        lows, highs = (self.full(ndim, f, 0) for f in ("low", "high"))
+        return tuple(zip(lows, highs, strict=True))
+
+    def counts(self, ndim: int, include_pad: bool) -> np.ndarray:
+        """Elements of every window, with 1 for each axis that is not pooled."""
+        counts = np.ones((1,) * ndim, np.int64)
+        for a in self.axes:
+            shape = [1] * ndim
+            shape[a.axis] = a.out
+            counts = counts * a.counts(include_pad).reshape(shape)
+        return counts
+
+
+def static_size(caller: str, size: Any) -> int:
+    """Returns the size of a pooled axis, which has to be a known int."""
+    if not isinstance(size, int):
+        rule = "must have pooled axes of known size (only others may be symbolic)"
+        raise fail(caller, "x", rule, size)
+    return size
+
+
+@functools.lru_cache(4096)
+def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geometry:
+    laid = []
+    for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        k = size if window.shape is None else window.shape[i]
+        s = 1 if window.shape is None else window.strides[i]
+        d, padding = window.dilation[i], window.padding
+        span = (k - 1) * d + 1
+        if padding in ("SAME", "SAME_LOWER"):
+            out = -(-size // s)
+            total = max((out - 1) * s + span - size, 0)
+            low = total // 2 if padding == "SAME" else total - total // 2
+            high = total - low
+        else:
+            low, high = (0, 0) if padding == "VALID" else padding[i]  # type: ignore[misc]
+            room = size + int(low) + int(high) - span
+            out = (room + (s - 1 if window.ceil_mode else 0)) // s + 1
+            # The last window must start inside the input or its padding in front.
+            if window.ceil_mode and (out - 1) * s >= size + int(low):
+                out -= 1
+        if k < 1 or size < 1 or out < 1:
+            rule = (
+                f"leaves nothing to pool: a window of {span} with padding "
+                f"{(low, high)} on axis {axis} of size {size}"
+            )
+            shape = window.shape
+            raise fail(window.caller, "window_shape", rule, shape)
+        overhang = (out - 1) * s + span - size - int(low)
+        laid.append(
+            Axis(
+                axis, size, k, s, d, int(low), max(int(high), overhang), int(high), out
+            )
+        )
+    return Geometry(tuple(sorted(laid, key=lambda a: a.axis)))
+
+
+def adaptive_bounds(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end `[out]` of the bins that split `size` positions into `out`.
+
+    Bin `o` is `[floor(o * size / out), ceil((o + 1) * size / out))`: PyTorch's rule,
+    in integers. Bins overlap where `out` does not divide `size`, and repeat elements
+    where it is larger.
+    """
+    o = np.arange(out)
+    return o * size // out, -(-(o + 1) * size // out)

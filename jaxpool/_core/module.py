@@ -1,0 +1,50 @@
+"""What the modules of both Flax APIs share: their arguments, read off the op table."""
+
+import inspect
+from typing import Any
+
+from jaxpool._core.op import PoolOp
+from jaxpool._core.window import Window
+
+__all__ = ["arguments", "document", "freeze", "validate"]
+
+
+def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
+    """The constructor's arguments: those of the function, then keyword-only `extra`."""
+    own = list(op.config.values())
+    if op.learned:
+        extra = (("trainable", True), ("features", None), *extra)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own += [inspect.Parameter(name, kind, default=default) for name, default in extra]
+    return inspect.Signature(own)
+
+
+def document(op: PoolOp) -> str:
+    """A module's docstring."""
+    summary = (op.fn.__doc__ or "").partition("\n")[0]
+    text = [summary, "", f"Calls :func:`jaxpool.{op.name}`, whose arguments it takes."]
+    if op.learned:
+        text.append(
+            f"Learns `{'`, `'.join(op.learned)}`, from the value given: one number, or "
+            "one a channel with `features=C`; fixed with `trainable=False`."
+        )
+    if op.takes_key:
+        text.append(
+            "Samples as the framework's `Dropout` does: with a key of the stream "
+            "`rng_collection`, unless it is `deterministic`."
+        )
+    return "\n".join(text)
+
+
+def freeze(value: Any) -> Any:
+    """Returns lists as tuples: a module's configuration has to be hashable."""
+    if isinstance(value, list | tuple):
+        return tuple(freeze(v) for v in value)
+    return value
+
+
+def validate(op: PoolOp, config: dict[str, Any]) -> None:
+    """Raises for a bad window when the module is built, not when it is called."""
+    if op.kind == "window":
+        spec = [n for n in inspect.signature(Window.of).parameters if n != "caller"]
+        Window.of(op.module_name, **{name: config[name] for name in spec})

@@ -1,0 +1,75 @@
+"""Dtypes to accumulate in, and arithmetic that stays exact where it looks easy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+__all__ = [
+    "accumulation_dtype",
+    "divide",
+    "mean_dtype",
+    "power_of_two_scale",
+    "safe_power",
+    "sum_dtype",
+]
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """The dtype to add in: float32 for half precision, else `dtype` itself."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4
+    return np.dtype(np.float32) if narrow else np.dtype(dtype)
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """The dtype of a sum: floats keep theirs, integers widen as `jnp.sum` does."""
+    return jax.eval_shape(jnp.sum, jax.ShapeDtypeStruct((), dtype)).dtype
+
+
+def mean_dtype(dtype: Any) -> Any:
+    """The dtype of a mean: floats keep theirs, integers become floats."""
+    return jax.eval_shape(jnp.mean, jax.ShapeDtypeStruct((), dtype)).dtype
+
+
+def divide(total: jax.Array, count: ArrayLike) -> jax.Array:
+    """Returns `total / count`, correctly rounded.
+
+    XLA turns division by a constant into multiplication by its rounded inverse, which
+    makes the mean of seven 3s 3.0000002. The barrier hides that it is a constant.
+    """
+    return total / lax.optimization_barrier(jnp.asarray(count).astype(total.dtype))
+
+
+def power_of_two_scale(
+    x: jax.Array, axes: Sequence[int], p: ArrayLike = 1
+) -> jax.Array:
+    """A power of two to divide x >= 0 by, so that sums of x**p stay representable.
+
+    It is 1 unless the largest finite x along `axes` (kept, as size 1) is so far from 1
+    that its power, or a derivative's, would come near overflow or vanish. Multiplying
+    back changes no bit of a result. It carries no gradient.
+    """
+    x, p = lax.stop_gradient(x), lax.stop_gradient(p)
+    finite = jnp.where(jnp.isfinite(x), x, 0)
+    largest = jnp.max(finite, axis=tuple(axes), keepdims=True, initial=0)
+    _, exponent = jnp.frexp(largest)
+    limit = 0.4 * float(jnp.finfo(x.dtype).maxexp) / jnp.maximum(p, 1)
+    limit = jnp.floor(limit).astype(exponent.dtype)
+    excess = exponent - jnp.clip(exponent, -limit, limit)
+    return jnp.where(largest > 0, jnp.ldexp(jnp.ones((), x.dtype), excess), 1)
+
+
+def safe_power(x: jax.Array, p: ArrayLike) -> jax.Array:
+    """x**p for x >= 0, with value and gradient 0 at 0.
+
+    The inner `where` matters: without it the power's infinite derivative at 0 meets the
+    outer one's zero, and 0 * inf is NaN.
+    """
+    positive = x > 0
+    power = jnp.where(positive, x, 1) ** jnp.asarray(p).astype(x.dtype)
+    # `x * 0` rather than 0: NaN stays NaN.
+    return jnp.where(positive, power, lax.stop_gradient(x * 0))

@@ -1,0 +1,84 @@
+"""The table of ops: one row of facts for each, read by modules, tests and `compare`.
+
+A row holds facts and no behaviour. `@pool_op` records one and returns the function
+unchanged, so that signatures, docstrings and static types stay what they are.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+__all__ = ["OPS", "PoolOp", "pool_op"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Kind = Literal["window", "global", "adaptive", "other"]
+
+
+@dataclass(frozen=True)
+class PoolOp:
+    """The facts about one op.
+
+    Attributes:
+      name: the function's name.
+      fn: the function.
+      family: the file of formulas that it stands in.
+      kind: what decides the output's size: a sliding window, the whole extent, the
+        requested output, or something else.
+      inputs: the arguments that arrive at call time, arrays first to last.
+      takes_key: whether it samples (`key=`, `deterministic=`).
+      learned: arguments that a module can learn, a scalar or one value a channel.
+      linear: y(ax + bz) = a y(x) + b y(z).
+      monotone: x <= z everywhere implies y(x) <= y(z).
+      outputs: number of arrays that it returns.
+      camel: its modules' name, where the rule in `module_name` does not give it.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    family: str
+    kind: Kind
+    inputs: tuple[str, ...] = ("x",)
+    takes_key: bool = False
+    learned: tuple[str, ...] = ()
+    linear: bool = False
+    monotone: bool = False
+    outputs: int = 1
+    camel: str = ""
+
+    @property
+    def module_name(self) -> str:
+        """The name of its modules: `max_pool` gives `MaxPool`."""
+        return self.camel or "".join(word.capitalize() for word in self.name.split("_"))
+
+    @property
+    def method(self) -> str:
+        """Its name in `jaxpool compare`: `max_pool` gives `max`."""
+        return self.name.removesuffix("_pool")
+
+    @property
+    def config(self) -> dict[str, inspect.Parameter]:
+        """The arguments that a module fixes when it is built."""
+        at_call = {*self.inputs, "where", "key", "deterministic"}
+        parameters = inspect.signature(self.fn).parameters
+        return {n: p for n, p in parameters.items() if n not in at_call}
+
+    @property
+    def takes_where(self) -> bool:
+        """Whether it takes a mask."""
+        return "where" in inspect.signature(self.fn).parameters
+
+
+OPS: dict[str, PoolOp] = {}
+"""Every op, by name."""
+
+
+def pool_op(family: str, kind: Kind, **facts: Any) -> Callable[[F], F]:
+    """Records a function's row in `OPS` and returns the function as it is."""
+
+    def record(fn: F) -> F:
+        OPS[fn.__name__] = PoolOp(fn.__name__, fn, family, kind, **facts)
+        return fn
+
+    return record

@@ -1,0 +1,33 @@
+"""The formulas: one family a file."""
+
+from jaxpool._ops import (
+    adaptive,
+    average,
+    blend,
+    exponential,
+    extremum,
+    monoid,
+    power,
+    shapes,
+    stochastic,
+)
+from jaxpool._ops.adaptive import *
+from jaxpool._ops.average import *
+from jaxpool._ops.blend import *
+from jaxpool._ops.exponential import *
+from jaxpool._ops.extremum import *
+from jaxpool._ops.monoid import *
+from jaxpool._ops.power import *
+from jaxpool._ops.shapes import *
+from jaxpool._ops.stochastic import *
+
+__all__: list[str] = []
+__all__ += adaptive.__all__
+__all__ += average.__all__
+__all__ += blend.__all__
+__all__ += exponential.__all__
+__all__ += extremum.__all__
+__all__ += monoid.__all__
+__all__ += power.__all__
+__all__ += shapes.__all__
+__all__ += stochastic.__all__

@@ -1,0 +1,185 @@
+"""Sums and means: linear in the input, exact in half precision.
+
+Half-precision inputs are added up, and their gradients too, in float32 and rounded
+once at the end; integers widen as in `jnp.sum` and `jnp.mean`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxpool._core.arguments import laid, whole
+from jaxpool._core.engine import window_sum
+from jaxpool._core.geometry import Geometry
+from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype, sum_dtype
+from jaxpool._core.op import pool_op
+from jaxpool._core.window import Ints, Padding, fail
+
+__all__ = ["avg_pool", "global_avg_pool", "global_sum_pool", "sum_pool"]
+
+
+@pool_op("average", "window", linear=True, monotone=True)
+def sum_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The sum of each window; strides default to 1.
+
+    .. math:: y_o = \sum_{i \in W(o)} x_i
+
+    Arguments, layout and errors as in :func:`max_pool`; complex inputs are welcome.
+    Gradient: each element gets that of every window it lies in.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in
+      float32), integers widened as by `jnp.sum`. A window without elements gives 0.
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("sum_pool", x, where, spec)
+    return masked_sum(x, geometry, where).astype(sum_dtype(x.dtype))
+
+
+@pool_op("average", "window", linear=True, monotone=True)
+def avg_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    count_include_pad: bool = True,
+    *,
+    divisor_override: float | None = None,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of each window; strides default to 1.
+
+    .. math:: y_o = \frac{1}{n_o} \sum_{i \in W(o)} x_i
+
+    Gradient: each element gets :math:`1 / n_o` of that of every window it lies in.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`; complex inputs are welcome.
+      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
+        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
+      strides: see above.
+      padding: see above.
+      count_include_pad: whether :math:`n_o` counts the padding that was asked for, as
+        zeros; what `ceil_mode` adds behind it never counts (PyTorch's rule).
+      divisor_override: a number other than 0 to divide every sum by instead.
+      window_dilation: see above.
+      ceil_mode: see above.
+      axis: see above.
+      where: see above; elements that are not True count for nothing.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in
+      float32), integers as floats, like `jnp.mean`. A window without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for a divisor of 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(1.0, 5.0)[:, None]
+      >>> avg_pool(x, (3,), padding="SAME", count_include_pad=False)[:, 0]
+      Array([1.5, 2. , 3. , 3.5], dtype=float32)
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("avg_pool", x, where, spec)
+    dtype = mean_dtype(x.dtype)
+    if divisor_override is None:
+        y = masked_mean(x, geometry, where, count_include_pad)
+    else:
+        rule, number = "must be a number other than 0", (int, float)
+        if isinstance(divisor_override, bool) or not isinstance(
+            divisor_override, number
+        ):
+            raise fail(
+                "avg_pool", "divisor_override", rule, divisor_override, TypeError
+            )
+        if not abs(divisor_override) > 0:
+            raise fail("avg_pool", "divisor_override", rule, divisor_override)
+        y = divide(masked_sum(x.astype(dtype), geometry, where), divisor_override)
+    return y.astype(dtype)
+
+
+@pool_op("average", "global", linear=True, monotone=True)
+def global_sum_pool(
+    x: ArrayLike,
+    *,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The sum over the whole extent of the pooled axes.
+
+    .. math:: y = \sum_i x_i
+
+    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`sum_pool`;
+    0 where nothing takes part.
+    """
+    x, geometry, where = whole("global_sum_pool", x, where, axis)
+    y = masked_sum(x, geometry, where).astype(sum_dtype(x.dtype))
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("average", "global", linear=True, monotone=True)
+def global_avg_pool(
+    x: ArrayLike,
+    *,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean over the whole extent of the pooled axes.
+
+    .. math:: y = \frac{1}{n} \sum_{i=1}^n x_i
+
+    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
+    0 where nothing takes part.
+
+    References:
+      Min Lin, Qiang Chen, Shuicheng Yan: Network In Network, 2014.
+    """
+    x, geometry, where = whole("global_avg_pool", x, where, axis)
+    y = masked_mean(x, geometry, where, False).astype(mean_dtype(x.dtype))
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+def masked_sum(x: jax.Array, geometry: Geometry, where: jax.Array | None) -> jax.Array:
+    """The sum of each window's True elements, in the dtype it accumulates in."""
+    x = x.astype(accumulation_dtype(sum_dtype(x.dtype)))
+    if where is not None:
+        x = jnp.where(where, x, jnp.zeros((), x.dtype))
+    return window_sum(x, geometry)
+
+
+def element_count(
+    dtype, ndim: int, geometry: Geometry, where: jax.Array | None, include_pad: bool
+):
+    """Number of each window's True elements, and of its padding on request."""
+    counts = geometry.counts(ndim, include_pad)
+    if where is None:
+        return counts
+    padding = counts - geometry.counts(ndim, False)
+    return window_sum(where.astype(dtype), geometry) + jnp.asarray(padding, dtype)
+
+
+def masked_mean(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, include_pad: bool
+) -> jax.Array:
+    """The mean of each window's True elements, in the dtype it accumulates in."""
+    total = masked_sum(x.astype(mean_dtype(x.dtype)), geometry, where)
+    counted = jnp.zeros((), total.dtype).real.dtype
+    counts = element_count(counted, x.ndim, geometry, where, include_pad)
+    # A window without elements has the sum 0, which is its mean too.
+    return divide(total, jnp.maximum(jnp.asarray(counts, counted), 1))

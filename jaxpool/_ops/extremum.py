@@ -1,0 +1,241 @@
+"""Maximum and minimum: one element of each window, its place, and the way back.
+
+The extremum is one element: the first maximal one in row-major order, or the first NaN
+where there is one. Value, gradient and index all speak of that element. A max-unpooling
+writes values back to where they came from.
+
+References:
+  Matthew Zeiler, Rob Fergus: Visualizing and Understanding Convolutional Networks,
+  2014 (unpooling with the positions of the maxima).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxpool._core.arguments import as_array, laid, output_axes, whole
+from jaxpool._core.engine import last_claims, put, window_extremum, window_index
+from jaxpool._core.op import pool_op
+from jaxpool._core.window import Ints, Padding, fail
+
+__all__ = [
+    "global_max_pool",
+    "global_min_pool",
+    "max_pool",
+    "max_pool_with_argmax",
+    "max_unpool",
+    "min_pool",
+]
+
+
+@pool_op("extremum", "window", monotone=True)
+def max_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The largest element of each window; strides default to 1.
+
+    .. math:: y_o = \max_{i \in W(o)} x_i, \qquad
+        W(o) = \{o \cdot s - p + k \cdot d : 0 \le k < K\}
+
+    with window :math:`K`, strides :math:`s`, low padding :math:`p`, dilation :math:`d`.
+    Gradient: all of it goes to the first maximal element in row-major order, or to the
+    first NaN.
+
+    Args:
+      x: `[B..., S..., C]` with any leading axes `B...`, spatial axes `S...` and
+        channels `C`; real, of any dtype.
+      window_shape: window size for each spatial axis; an int together with `axis=`
+        stands for all of them, and None with `axis=` for the whole extent.
+      strides: step between windows: an int, or one for each pooled axis. None is 1.
+      padding: `"VALID"`, `"SAME"` (the larger half behind), `"SAME_LOWER"` (in
+        front), an int, or one int or (low, high) pair for each pooled axis, smaller
+        than the window's extent. Padding never wins.
+      window_dilation: distance between neighbouring elements of a window.
+      ceil_mode: round the output size up instead of down, except for windows that
+        would start behind the input (PyTorch's rule).
+      axis: the pooled axes, for any other layout (channels first: `(-2, -1)`).
+      where: boolean, broadcastable to `x`; only True elements take part.
+
+    Returns:
+      `[B..., O..., C]` in the dtype of `x`. A window without elements gives the lowest
+      value of the dtype and no gradient.
+
+    Raises:
+      ValueError, TypeError: for arguments that break these rules, or windows larger
+        than the padded input.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+      >>> max_pool(x, (2, 2), strides=(2, 2))[..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("max_pool", x, where, spec, ordered=True)
+    return window_extremum(x, geometry, True, where)
+
+
+@pool_op("extremum", "window", monotone=True)
+def min_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The smallest element of each window; strides default to 1.
+
+    .. math:: y_o = \min_{i \in W(o)} x_i
+
+    Arguments, layout, errors and gradient as in :func:`max_pool`. A window without
+    elements gives the highest value of the dtype.
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("min_pool", x, where, spec, ordered=True)
+    return window_extremum(x, geometry, False, where)
+
+
+@pool_op("extremum", "window", outputs=2)
+def max_pool_with_argmax(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    r"""The largest element of each window and where it stands.
+
+    .. math:: y_o = x_{a(o)}, \qquad a(o) = \min \arg\max_{i \in W(o)} x_i
+
+    Arguments, layout, errors and gradient as in :func:`max_pool`.
+
+    Returns:
+      values: `[B..., O..., C]` in the dtype of `x`.
+      indices: int32 of the same shape: the element's position in the unpadded input,
+        counted in row-major order over the pooled axes alone (for H and W: h * W + w),
+        as PyTorch counts; -1 for a window without elements. No gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1.0, 4.0, 4.0, 2.0])[:, None]
+      >>> values, indices = max_pool_with_argmax(x, (2,), strides=(2,))
+      >>> indices[:, 0]
+      Array([1, 2], dtype=int32)
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("max_pool_with_argmax", x, where, spec, ordered=True)
+    values = window_extremum(x, geometry, True, where)
+    return values, window_index(x, geometry, True, where)
+
+
+@pool_op("extremum", "other", inputs=("values", "indices"))
+def max_unpool(
+    values: ArrayLike,
+    indices: ArrayLike,
+    output_shape: Ints,
+    *,
+    axis: Ints | None = None,
+) -> jax.Array:
+    r"""Writes values back to the positions that a max-pooling took them from.
+
+    .. math:: y_i = v_{o(i)}, \qquad o(i) = \max \{o : a_o = i\}
+
+    and 0 where no index points. Where several do, the last in row-major order is
+    written; the gradient goes to that one alone.
+
+    Args:
+      values: `[B..., O..., C]`, of any dtype.
+      indices: integers of the same shape, as :func:`max_pool_with_argmax` returns
+        them; those outside of the output (-1 too) write nothing.
+      output_shape: sizes of the result's pooled axes; an int only with `axis=`.
+      axis: the pooled axes, by default those before a trailing channel axis.
+
+    Returns:
+      `[B..., S..., C]` in the dtype of `values`.
+
+    Raises:
+      ValueError, TypeError: if shapes, dtypes or sizes do not fit together.
+    """
+    caller = "max_unpool"
+    values = as_array(caller, values, "values")
+    indices = as_array(caller, indices, "indices")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise fail(caller, "indices", "must be integers", indices.dtype, TypeError)
+    if indices.shape != values.shape:
+        rule = f"must have the shape of `values`, {values.shape}"
+        raise fail(caller, "indices", rule, indices.shape)
+    axes, sizes = output_axes(caller, output_shape, axis, values.ndim)
+    indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
+    last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
+    return put(values, last, axes, sizes)
+
+
+@pool_op("extremum", "global", monotone=True)
+def global_max_pool(
+    x: ArrayLike,
+    *,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The largest element over the whole extent of the pooled axes.
+
+    .. math:: y = \max_i x_i
+
+    Gradient as in :func:`max_pool`: to one element, unlike that of `jnp.max`, which
+    shares it among equals.
+
+    Args:
+      x: `[B, S..., C]`; real, of any dtype.
+      axis: the pooled axes, by default all but the first and the last.
+      keepdims: whether pooled axes stay, with size 1.
+      where: boolean, broadcastable to `x`; only True elements take part.
+
+    Returns:
+      `[B, C]` in the dtype of `x`; the lowest value where nothing takes part.
+
+    Raises:
+      ValueError, TypeError: for arguments that break these rules, or empty axes.
+    """
+    x, geometry, where = whole("global_max_pool", x, where, axis, ordered=True)
+    y = window_extremum(x, geometry, True, where)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("extremum", "global", monotone=True)
+def global_min_pool(
+    x: ArrayLike,
+    *,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The smallest element over the whole extent of the pooled axes.
+
+    .. math:: y = \min_i x_i
+
+    Arguments, errors and gradient as in :func:`global_max_pool`; the highest value
+    where nothing takes part.
+    """
+    x, geometry, where = whole("global_min_pool", x, where, axis, ordered=True)
+    y = window_extremum(x, geometry, False, where)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)

@@ -1,0 +1,174 @@
+"""Power means: from the sum of magnitudes at p = 1 to their maximum at p = infinity.
+
+Magnitudes are divided by a power of two, chosen for each plane, before they are raised
+to p, so that no power overflows and no bit of the result changes. Lp pools keep the
+sum of powers (or, normalised, their mean); generalised-mean (GeM) pooling clamps at a
+small epsilon from below instead of taking magnitudes.
+
+References:
+  Pierre Sermanet, Soumith Chintala, Yann LeCun: Convolutional Neural Networks Applied
+  to House Numbers Digit Classification, 2012 (Lp pooling).
+  Filip Radenovic, Giorgos Tolias, Ondrej Chum: Fine-tuning CNN Image Retrieval with No
+  Human Annotation, 2018 (GeM).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxpool._core.arguments import as_parameter, laid, whole
+from jaxpool._core.engine import window_extremum
+from jaxpool._core.geometry import Geometry
+from jaxpool._core.numerics import (
+    accumulation_dtype,
+    mean_dtype,
+    power_of_two_scale,
+    safe_power,
+)
+from jaxpool._core.op import pool_op
+from jaxpool._core.window import Ints, Padding
+from jaxpool._ops.average import masked_mean, masked_sum
+
+__all__ = ["global_gem_pool", "global_lp_pool", "lp_pool"]
+
+
+@pool_op("power", "window")
+def lp_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    p: ArrayLike = 2.0,
+    normalize: bool = False,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The p-norm of each window; strides default to 1.
+
+    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} |x_i|^p\Big)^{1/p}
+
+    with :math:`n_o = 1`, or the number of the window's elements (padding not counted)
+    with `normalize=True`: then it is a power mean. Gradient:
+    :math:`\mathrm{sign}(x_i) (|x_i| / y_o)^{p-1} / n_o`, and 0 where the window or,
+    for p < 1, the element is 0.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
+        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
+      strides: see above.
+      padding: see above.
+      p: the order, greater than 0: a scalar, or one value a channel. `math.inf` is the
+        largest magnitude.
+      normalize: whether to take the mean of the powers instead of their sum.
+      window_dilation: see above.
+      ceil_mode: see above.
+      axis: see above.
+      where: see above.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for p <= 0.
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("lp_pool", x, where, spec, ordered=True)
+    return _norm("lp_pool", x, geometry, where, p, normalize)
+
+
+@pool_op("power", "global")
+def global_lp_pool(
+    x: ArrayLike,
+    *,
+    p: ArrayLike = 2.0,
+    normalize: bool = False,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The p-norm over the whole extent of the pooled axes.
+
+    .. math:: y = \Big(\frac{1}{n} \sum_i |x_i|^p\Big)^{1/p}
+
+    Formula, gradient, `p` and `normalize` as in :func:`lp_pool`; the other arguments
+    and errors as in :func:`global_max_pool`.
+    """
+    x, geometry, where = whole("global_lp_pool", x, where, axis, ordered=True)
+    y = _norm("global_lp_pool", x, geometry, where, p, normalize)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("power", "global", learned=("p",), monotone=True, camel="GlobalGeMPool")
+def global_gem_pool(
+    x: ArrayLike,
+    *,
+    p: ArrayLike = 3.0,
+    eps: float = 1e-6,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The generalised mean over the whole extent of the pooled axes.
+
+    .. math:: y = \Big(\frac{1}{n} \sum_{i=1}^n \max(x_i, \epsilon)^p\Big)^{1/p}
+
+    The mean of what exceeds :math:`\epsilon` at p = 1, the maximum as p grows.
+    Gradient: that of the formula, in `p` too; elements at or below :math:`\epsilon`
+    get none.
+
+    Args:
+      x: `[B, S..., C]`, real.
+      p: the order, greater than 0: a scalar, or one value a channel.
+      eps: the lower bound, greater than 0, in units of `x`.
+      axis: as in :func:`global_max_pool`, like `keepdims` and `where`.
+      keepdims: see above.
+      where: see above.
+
+    Returns:
+      `[B, C]`; floats in the dtype of `x`, integers as floats; 0 where nothing takes
+      part.
+
+    Raises:
+      ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0.
+    """
+    caller = "global_gem_pool"
+    x, geometry, where = whole(caller, x, where, axis, ordered=True)
+    dtype = mean_dtype(x.dtype)
+    wide = x.astype(accumulation_dtype(dtype))
+    floor = as_parameter(caller, "eps", eps, wide, positive=True)
+    order = as_parameter(caller, "p", p, wide, positive=True)
+    wide = jnp.where(wide > floor, wide, floor + 0 * jax.lax.stop_gradient(wide))
+    scale = power_of_two_scale(wide, geometry.pooled, order)
+    mean = masked_mean(safe_power(wide / scale, order), geometry, where, False)
+    y = (safe_power(mean, 1 / order) * scale).astype(dtype)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+def _norm(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    p: ArrayLike,
+    normalize: bool,
+) -> jax.Array:
+    dtype = mean_dtype(x.dtype)
+    size = jnp.abs(x.astype(accumulation_dtype(dtype)))
+    if isinstance(p, float) and p == math.inf:
+        y = window_extremum(size, geometry, True, where)
+        return jnp.maximum(y, 0).astype(dtype)  # a window without elements has -inf
+    order = as_parameter(caller, "p", p, size, positive=True)
+    scale = power_of_two_scale(size, geometry.pooled, order)
+    powers = safe_power(size / scale, order)
+    if normalize:
+        total = masked_mean(powers, geometry, where, False)
+    else:
+        total = masked_sum(powers, geometry, where)
+    return (safe_power(total, 1 / order) * scale).astype(dtype)

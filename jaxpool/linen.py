@@ -1,0 +1,100 @@
+"""Flax Linen modules over the functions of `jaxpool`, one for each op.
+
+A module takes its function's arguments as attributes and its arrays when it is called:
+`MaxPool((2, 2), strides=(2, 2))(x)` is `max_pool(x, (2, 2), strides=(2, 2))`. Classes
+are made from the op table; `help(jaxpool.linen.MaxPool)` shows its arguments.
+"""
+
+import inspect
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+import jaxpool  # noqa: F401 (fills the op table)
+from jaxpool._core.module import arguments, document, freeze, validate
+from jaxpool._core.op import OPS, PoolOp
+
+
+class PoolModule(nn.Module):
+    """The base of all pooling modules: an op and its arguments."""
+
+    op: ClassVar[PoolOp]
+    extra: ClassVar[tuple[tuple[str, Any], ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the window when the module is built."""
+        for field in map(_field, self.op.config):
+            object.__setattr__(self, field, freeze(getattr(self, field)))
+        validate(self.op, {n: getattr(self, _field(n)) for n in self.op.config})
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, *inputs: Any, where: Any = None) -> Any:
+        """Pools the inputs; `where` masks them, if the op takes a mask."""
+        masks = {} if where is None else {"where": where}
+        return self.op.fn(*inputs, **self._config(), **masks)
+
+    def _config(self) -> dict[str, Any]:
+        config = {name: getattr(self, _field(name)) for name in self.op.config}
+        for name in self.op.learned if getattr(self, "trainable", False) else ():
+            start = jnp.asarray(config[name], jnp.float32)
+            features = getattr(self, "features", None)
+            shape = start.shape if features is None else (features,)
+            initial = nn.initializers.constant(start)
+            config[name] = self.param(name, initial, shape, jnp.float32)
+        return config
+
+
+class RandomPoolModule(PoolModule):
+    """The base of modules that sample, with keys as in `nn.Dropout`."""
+
+    extra = (("deterministic", None), ("rng_collection", "dropout"))
+
+    @nn.compact
+    def __call__(
+        self,
+        *inputs: Any,
+        where: Any = None,
+        deterministic: bool | None = None,
+        rng: jax.Array | None = None,
+    ) -> Any:
+        """Pools the inputs; `deterministic` is given here or as an attribute."""
+        masks = {} if where is None else {"where": where}
+        attribute = getattr(self, "deterministic", None)
+        deterministic = nn.merge_param("deterministic", attribute, deterministic)
+        if not deterministic and rng is None:
+            rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
+        sampling = {"key": rng, "deterministic": bool(deterministic)}
+        return self.op.fn(*inputs, **self._config(), **masks, **sampling)
+
+
+def _field(argument: str) -> str:
+    """The attribute for an argument; `init` is a method of `nn.Module`, so `init_`."""
+    return f"{argument}_" if hasattr(nn.Module, argument) else argument
+
+
+def _module(op: PoolOp) -> type[PoolModule]:
+    base = RandomPoolModule if op.takes_key else PoolModule
+    fields = arguments(op, *base.extra).parameters.values()
+    facts: dict[str, Any] = {
+        "op": op,
+        "__annotations__": {_field(f.name): Any for f in fields},
+        "__doc__": document(op),
+        "__module__": __name__,
+        "__qualname__": op.module_name,
+    }
+    for f in fields:
+        if f.default is not inspect.Parameter.empty:
+            facts[_field(f.name)] = f.default
+    return cast(type[PoolModule], type(op.module_name, (base,), facts))
+
+
+globals().update({op.module_name: _module(op) for op in OPS.values()})
+__all__ = sorted(op.module_name for op in OPS.values())  # pyright: ignore
+
+
+def __getattr__(name: str) -> type[PoolModule]:
+    # Says to type checkers what the names above are.
+    raise AttributeError(f"module `jaxpool.linen` has no pooling module `{name}`")

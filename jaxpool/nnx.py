@@ -1,0 +1,128 @@
+"""Flax NNX modules over the functions of `jaxpool`, one for each op.
+
+A module takes its function's arguments when it is built and its arrays when it is
+called: `MaxPool((2, 2), strides=(2, 2))(x)` is `max_pool(x, (2, 2), strides=(2, 2))`.
+Classes are made from the op table; `help(jaxpool.nnx.MaxPool)` shows its arguments.
+"""
+
+import inspect
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxpool  # noqa: F401 (fills the op table)
+from jaxpool._core.module import arguments, document, freeze, validate
+from jaxpool._core.op import OPS, PoolOp
+
+
+class PoolModule(nnx.Module):
+    """The base of all pooling modules: an op and its arguments."""
+
+    op: ClassVar[PoolOp]
+    extra: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"`{self.op.module_name}`: {error}.") from None
+        bound.apply_defaults()
+        config = {name: freeze(value) for name, value in bound.arguments.items()}
+        validate(self.op, config)
+        trainable = config.pop("trainable", False)
+        features = config.pop("features", None)
+        for name, value in config.items():
+            if trainable and name in self.op.learned:
+                start = jnp.asarray(value, jnp.float32)
+                shape = start.shape if features is None else (features,)
+                value = nnx.Param(jnp.broadcast_to(start, shape))
+            setattr(self, name, value)
+
+    def __call__(self, *inputs: Any, where: Any = None) -> Any:
+        """Pools the inputs; `where` masks them, if the op takes a mask."""
+        masks = {} if where is None else {"where": where}
+        return self.op.fn(*inputs, **self._config(), **masks)
+
+    def _config(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.op.config}
+        return {
+            name: value[...] if isinstance(value, nnx.Variable) else value
+            for name, value in values.items()
+        }
+
+
+class RandomPoolModule(PoolModule):
+    """The base of modules that sample, with keys as in `nnx.Dropout`."""
+
+    extra = (("deterministic", False), ("rng_collection", "dropout"), ("rngs", None))
+    rng_collection: str
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        rngs: Any = self.rngs
+        if isinstance(rngs, nnx.Rngs):
+            self.rngs = rngs[self.rng_collection].fork()
+        elif isinstance(rngs, nnx.RngStream):
+            self.rngs = rngs.fork()
+        elif rngs is None:
+            self.rngs = nnx.data(None)
+        else:
+            name, rule = self.op.module_name, "must be nnx.Rngs, nnx.RngStream or None"
+            raise TypeError(f"`{name}`: `rngs` {rule}; got {rngs!r}.")
+
+    def __call__(
+        self,
+        *inputs: Any,
+        where: Any = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
+    ) -> Any:
+        """Pools the inputs; what is given here overrides the constructor."""
+        masks = {} if where is None else {"where": where}
+        if deterministic is None:
+            deterministic = self.deterministic
+        key = None if deterministic else self._key(self.rngs if rngs is None else rngs)
+        sampling = {"key": key, "deterministic": bool(deterministic)}
+        return self.op.fn(*inputs, **self._config(), **masks, **sampling)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets `deterministic`, for `nnx.view`."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _key(self, rngs: Any) -> jax.Array:
+        if isinstance(rngs, nnx.Rngs):
+            return rngs[self.rng_collection]()
+        if isinstance(rngs, nnx.RngStream):
+            return rngs()
+        if isinstance(rngs, jax.Array):
+            return rngs
+        raise ValueError(
+            f"`{self.op.module_name}`: sampling needs a key; (1) pass `rngs=` with the "
+            f"stream '{self.rng_collection}' to the constructor or the call, or (2) "
+            f"pass `deterministic=True`, or call `eval()`; got rngs={rngs!r}."
+        )
+
+
+def _module(op: PoolOp) -> type[PoolModule]:
+    base = RandomPoolModule if op.takes_key else PoolModule
+    facts = {
+        "op": op,
+        "__signature__": arguments(op, *base.extra),
+        "__doc__": document(op),
+        "__module__": __name__,
+        "__qualname__": op.module_name,
+    }
+    return cast(type[PoolModule], type(op.module_name, (base,), facts))
+
+
+globals().update({op.module_name: _module(op) for op in OPS.values()})
+__all__ = sorted(op.module_name for op in OPS.values())  # pyright: ignore
+
+
+def __getattr__(name: str) -> type[PoolModule]:
+    # Says to type checkers what the names above are.
+    raise AttributeError(f"module `jaxpool.nnx` has no pooling module `{name}`")
