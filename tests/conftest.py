@@ -1,0 +1,41 @@
+"""Every test runs with JAX at its strictest, on two (virtual) devices."""
+
+import logging
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import contextlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def x64():
+    """64-bit types for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def compilations(caplog):
+    """A context that yields the list of what JAX compiles within it."""
+
+    @contextlib.contextmanager
+    def record():
+        caplog.clear()
+        seen = []
+        with caplog.at_level(logging.WARNING), jax.log_compiles():
+            yield seen
+        seen += [r.getMessage() for r in caplog.records if "XLA comp" in r.getMessage()]
+
+    return record

@@ -1,0 +1,261 @@
+"""The table that every op goes through: how to call it, and what it must refuse.
+
+A call site is a `Case`: the op, its arguments, and the oracle's answer. The tests in
+`test_contract.py` read `CASES` and `WRONG` and know no op by name.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+from jax import lax
+
+from jaxpool._core.op import OPS, PoolOp
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to call an op with an input `[B..., S..., C]`."""
+
+    op: PoolOp
+    sizes: tuple[int, ...]
+    kwargs: dict[str, Any]
+
+    def __str__(self):
+        given = ",".join(f"{k}={v}" for k, v in self.kwargs.items() if k != "init")
+        return f"{self.op.name}-{'x'.join(map(str, self.sizes))}-{given}"
+
+    def function(self, **more):
+        """The op with its arguments, a function of `x`."""
+        fixed = {**STATIC.get(self.op.name, {}), **self.kwargs, **more}
+        return functools.partial(self.op.fn, **fixed)
+
+    @property
+    def differentiable(self):
+        """The op as a function of `x` with one, floating, result."""
+        f = self.function()
+        return (lambda x: f(x)[0]) if self.op.outputs > 1 else f
+
+    def input(self, *, batch=(2,), channels=2, seed=0, dtype=np.float32):
+        """Distinct numbers of both signs, none 0, in random order."""
+        shape = (*batch, *self.sizes, channels)
+        n = math.prod(shape)
+        values = np.arange(n) - n // 3 + 0.5
+        values = np.random.default_rng(seed).permutation(values) * (4 / max(n, 1))
+        return values.reshape(shape).astype(dtype)
+
+    def expected(self, x, where=None):
+        """The oracle's answer, in float64."""
+        n = len(self.sizes)
+        axes = tuple(range(-1 - n, -1))
+        kwargs = {k: v for k, v in self.kwargs.items() if k not in ("deterministic",)}
+        if self.op.kind == "global":
+            lines = [oracle.line(x.shape[a], x.shape[a]) for a in axes]
+        elif self.op.kind == "adaptive":
+            wanted = kwargs.pop("output_shape")
+            lines = [
+                oracle.bins(x.shape[a], x.shape[a] if o is None else o)
+                for a, o in zip(axes, wanted, strict=True)
+            ]
+        else:
+            lines = self._lines(x, axes, kwargs)
+        formula = functools.partial(oracle.ORACLES[self.op.name], **kwargs)
+        y = oracle.over_windows(formula, x, lines, axes, where)
+        if self.op.name == "global_catavgmax_pool":
+            y = np.concatenate(y, -1)
+        if self.op.kind == "global":
+            y = np.squeeze(y, axes)
+        return y
+
+    @staticmethod
+    def _lines(x, axes, kwargs):
+        window = kwargs.pop("window_shape")
+        strides = kwargs.pop("strides", None) or (1,) * len(window)
+        padding = kwargs.pop("padding", "VALID")
+        dilation = kwargs.pop("window_dilation", None) or (1,) * len(window)
+        ceil_mode = kwargs.pop("ceil_mode", False)
+        pairs = [padding] * len(window) if isinstance(padding, str) else padding
+        specs = zip(axes, window, strides, pairs, dilation, strict=True)
+        return [oracle.line(x.shape[a], k, s, p, d, ceil_mode) for a, k, s, p, d in specs]
+
+
+# Arguments that an op cannot do without.
+STATIC = {
+    "pool": {"init": 1.0, "reduce_fn": lax.mul},
+    "stochastic_pool": {"deterministic": True},
+}
+
+_WINDOWS = [
+    ((9,), dict(window_shape=(3,))),
+    ((9,), dict(window_shape=(4,), strides=(3,), padding=((2, 1),), ceil_mode=True)),
+    ((6, 7), dict(window_shape=(2, 2), strides=(2, 2))),
+    ((6, 7), dict(window_shape=(3, 2), strides=(2, 1), padding="SAME")),
+    ((6, 7), dict(window_shape=(4, 3), strides=(3, 2), padding="SAME_LOWER")),
+    ((6, 7), dict(window_shape=(3, 3), padding=((1, 1), (2, 0)), strides=(2, 2))),
+    ((7, 7), dict(window_shape=(3, 2), window_dilation=(2, 3), padding=((1, 1),) * 2)),
+    ((6, 7), dict(window_shape=(3, 3), strides=(2, 2), ceil_mode=True)),
+    ((6, 7), dict(window_shape=(1, 1), strides=(2, 3))),
+    ((4, 3, 5), dict(window_shape=(2, 3, 2), strides=(2, 1, 1))),
+    ((4, 3, 5), dict(window_shape=(2, 2, 2), strides=(2, 2, 2), padding="SAME")),
+]
+_OUTPUTS = [
+    ((9,), dict(output_shape=(3,))),
+    ((9,), dict(output_shape=(4,))),
+    ((6, 7), dict(output_shape=(4, 9))),
+    ((6, 7), dict(output_shape=(None, 3))),
+    ((4, 3, 5), dict(output_shape=(2, 2, 5))),
+]
+_EXTENTS = [((9,), {}), ((6, 7), {}), ((4, 3, 5), {})]
+# What one op alone takes, added to a case that all ops of its kind share.
+_OWN = {
+    "avg_pool": [dict(count_include_pad=False), dict(divisor_override=3)],
+    "lp_pool": [dict(p=1.0), dict(p=3.5, normalize=True), dict(p=math.inf)],
+    "mixed_pool": [dict(alpha=0.2)],
+    "global_lp_pool": [dict(p=1.0, normalize=True)],
+    "global_gem_pool": [dict(p=1.5, eps=0.1)],
+    "global_lse_pool": [dict(r=10.0)],
+}
+
+
+def _cases():
+    for op in OPS.values():
+        if op.inputs != ("x",):
+            continue
+        shared = {"window": _WINDOWS, "adaptive": _OUTPUTS, "global": _EXTENTS}[op.kind]
+        for sizes, kwargs in shared:
+            yield Case(op, sizes, kwargs)
+        for own in _OWN.get(op.name, []):
+            for sizes, kwargs in (shared[1], shared[-1]):
+                yield Case(op, sizes, {**kwargs, **own})
+
+
+CASES = list(_cases())
+
+
+def typical(kind=None):
+    """One 2-D case for each op (of a kind): overlapping, padded where it can be."""
+    chosen = {}
+    for case in CASES:
+        padded = case.kwargs.get("padding") == ((1, 1), (2, 0))
+        if len(case.sizes) == 2 and (case.op.kind != "window" or padded):
+            chosen.setdefault(case.op.name, case)
+    return [c for c in chosen.values() if kind in (None, c.op.kind)]
+
+
+_X = np.zeros((2, 6, 7, 3), np.float32)
+_W = dict(window_shape=(2, 2))
+# For each kind of op: what is wrong, the arguments, and what the error must say.
+WRONG = {
+    "window": [
+        (dict(window_shape=2), ValueError, "`window_shape` must be a sequence"),
+        (dict(window_shape=None), ValueError, "`window_shape` must be a sequence"),
+        (dict(window_shape=()), ValueError, "`window_shape` must not be empty"),
+        (dict(window_shape=(0, 2)), ValueError, "`window_shape` must be at least 1"),
+        (dict(window_shape=(-1, 2)), ValueError, "at least 1; got -1"),
+        (dict(window_shape=(2.0, 2)), TypeError, "must be made of ints; got 2.0"),
+        (dict(window_shape=("2", 2)), TypeError, "must be made of ints; got '2'"),
+        (dict(window_shape=(True, 2)), TypeError, "must be made of ints; got True"),
+        (dict(window_shape=(2, 2, 2, 2)), ValueError, "must have at least 5 axes"),
+        (dict(window_shape=(7, 2)), ValueError, "leaves nothing to pool"),
+        (dict(window_shape=(2**62, 2)), ValueError, "leaves nothing to pool"),
+        (dict(_W, strides=(2, 2, 2)), ValueError, "`strides` must have 2 entries"),
+        (dict(_W, strides=0), ValueError, "`strides` must be at least 1; got 0"),
+        (dict(_W, strides=1.5), TypeError, "`strides` must be made of ints"),
+        (dict(_W, padding="FULL"), ValueError, "`padding` must be one of VALID"),
+        (dict(_W, padding=-1), ValueError, "`padding` must be at least 0; got -1"),
+        (dict(_W, padding=2), ValueError, "`padding` must be less than the window"),
+        (dict(_W, padding=((1, 1),)), ValueError, "`padding` must be one of VALID"),
+        (dict(_W, padding=((1, 1, 1), 0)), ValueError, "`padding` must be one of"),
+        (dict(_W, window_dilation=0), ValueError, "`window_dilation` must be at"),
+        (dict(_W, window_dilation=(6, 1)), ValueError, "leaves nothing to pool"),
+        (dict(_W, ceil_mode=1), TypeError, "`ceil_mode` must be True or False"),
+        (dict(_W, axis=(1, 1)), ValueError, "`axis` must name each axis once"),
+        (dict(_W, axis=(1, 4)), ValueError, "`axis` must lie within the 4 axes"),
+        (dict(_W, axis=1), ValueError, "`axis` must have 2 entries"),
+        (dict(_W, axis=()), ValueError, "`axis` must name at least one axis"),
+        (
+            dict(window_shape=None, axis=(1, 2), padding="SAME"),
+            ValueError,
+            "`padding` must be 'VALID' where the window is the whole extent",
+        ),
+        (
+            dict(window_shape=None, axis=(1, 2), window_dilation=2),
+            ValueError,
+            "`window_dilation` must be 1 where the window is the whole extent",
+        ),
+    ],
+    "global": [
+        (dict(axis=9), ValueError, "`axis` must lie within"),
+        (dict(axis=()), ValueError, "`axis` must name at least one axis"),
+        (dict(axis=(1, -3)), ValueError, "`axis` must name each axis once"),
+        (dict(axis=1.0), TypeError, "`axis` must be made of ints"),
+    ],
+    "adaptive": [
+        (dict(output_shape=2), ValueError, "`output_shape` must be a sequence"),
+        (dict(output_shape=None), ValueError, "`output_shape` must be a sequence"),
+        (dict(output_shape=(0, 2)), ValueError, "`output_shape` must be at least 1"),
+        (dict(output_shape=(-1, 2)), ValueError, "`output_shape` must be at least 1"),
+        (dict(output_shape=(2.0, 2)), TypeError, "must be made of ints"),
+        (dict(output_shape=()), ValueError, "`output_shape` must have between 1 and"),
+        (dict(output_shape=(1,) * 4), ValueError, "`output_shape` must have between"),
+        (dict(output_shape=(2, 2), axis=1), ValueError, "must have 1 entries"),
+    ],
+}
+MASKS = [
+    (dict(where=np.ones((2, 6, 7, 3), np.float32)), TypeError, "must be boolean"),
+    (dict(where=np.ones((5, 1), bool)), ValueError, "`where` must broadcast to `x`"),
+    (dict(where=np.ones((1,) * 5, bool)), ValueError, "`where` must broadcast to"),
+]
+OWN_WRONG = {
+    "avg_pool": [
+        (dict(_W, divisor_override=0), ValueError, "must be a number other than 0"),
+        (dict(_W, divisor_override="2"), TypeError, "must be a number other than 0"),
+        (dict(_W, divisor_override=math.nan), ValueError, "other than 0"),
+    ],
+    "lp_pool": [
+        (dict(_W, p=0), ValueError, "`p` must be finite and greater than 0"),
+        (dict(_W, p=-1.0), ValueError, "`p` must be finite and greater than 0"),
+        (dict(_W, p=math.nan), ValueError, "`p` must be finite and greater than 0"),
+    ],
+    "global_lp_pool": [(dict(p=0), ValueError, "`p` must be finite and greater")],
+    "global_gem_pool": [
+        (dict(p=0), ValueError, "`p` must be finite and greater than 0"),
+        (dict(eps=0.0), ValueError, "`eps` must be finite and greater than 0"),
+    ],
+    "global_lse_pool": [(dict(r=-1.0), ValueError, "`r` must be finite and greater")],
+    "mixed_pool": [
+        (dict(_W, alpha=np.ones((1,) * 5)), ValueError, "`alpha` must broadcast"),
+    ],
+    "stochastic_pool": [
+        (dict(_W, deterministic=False), ValueError, "pass `key=jax.random.key"),
+    ],
+    "pool": [
+        (dict(_W, init=np.zeros(2)), ValueError, "`init` must be a scalar"),
+        (dict(_W, reduce_fn="max"), TypeError, "`reduce_fn` must be a function"),
+    ],
+}
+
+
+def wrong():
+    """(op, arguments, error, message) for each call that has to be refused."""
+    for op in OPS.values():
+        if op.inputs != ("x",):
+            continue
+        rows = WRONG[op.kind] + OWN_WRONG.get(op.name, [])
+        if op.takes_where:
+            required = {"window": _W, "global": {}}[op.kind]
+            rows = rows + [({**required, **m}, e, text) for m, e, text in MASKS]
+        for kwargs, error, message in rows:
+            yield op, {**STATIC.get(op.name, {}), **kwargs}, error, message
+
+
+def bad_input():
+    """The `x` that wrong calls are made with."""
+    return jnp.asarray(_X)
+
+
+__all__ = ["CASES", "Case", "bad_input", "typical", "wrong"]

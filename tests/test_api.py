@@ -1,0 +1,151 @@
+"""The conventions of the code base, asked of the code itself."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxpool
+from jaxpool._core.op import OPS
+
+ROOT = Path(jaxpool.__file__).parent
+# Imports run from a later layer to an earlier one, never back.
+LAYERS = [
+    ["_core/window", "_core/op"],
+    ["_core/geometry"],
+    ["_core/numerics"],
+    ["_core/engine", "_core/arguments"],
+    ["_ops/average"],  # which other families build on
+    ["_ops/"],
+    ["_ops"],
+    [""],
+    ["_core/module"],
+    ["nnx", "linen"],
+    ["compare"],
+    ["__main__"],
+]
+POSITIONAL = ["x", "window_shape", "strides", "padding"]
+
+
+def layer(path):
+    """The index of the last layer whose name begins the file's path."""
+    name = path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
+    name = "" if name == "__init__" else name
+    matches = [
+        (len(prefix), index)
+        for index, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if name == prefix or (prefix and name.startswith(f"{prefix.rstrip('/')}/"))
+    ]
+    return max(matches)[1] if matches else None
+
+
+def imports(path):
+    """The files of this package that a file imports, other than `jaxpool` itself."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for name in names:
+            if name.startswith("jaxpool."):
+                target = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
+                if target.exists():
+                    yield target
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=str)
+def test_imports_run_one_way(path):
+    if path == ROOT / "_core/__init__.py":
+        return
+    assert layer(path) is not None
+    for target in imports(path):
+        same_package = path.parent == target.parent == ROOT / "compare"
+        assert layer(target) < layer(path) or same_package, f"{path} imports {target}"
+
+
+def test_one_door_to_xla():
+    users = [p.name for p in ROOT.rglob("*.py") if "lax.reduce_window(" in p.read_text()]
+    assert users == ["engine.py"]
+
+
+def test_import_loads_jax_alone():
+    code = (
+        "import sys, jaxpool, jaxpool.__main__;"
+        "print([m for m in ('flax', 'optax', 'chex', 'rich', 'matplotlib')"
+        " if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.mark.parametrize("name", jaxpool.__all__)
+def test_signature(name):
+    parameters = inspect.signature(getattr(jaxpool, name)).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    given = {
+        "avg_pool": [*POSITIONAL, "count_include_pad"],
+        "pool": ["x", "init", "reduce_fn", *POSITIONAL[1:]],
+        "max_unpool": ["values", "indices", "output_shape"],
+        "output_shape": ["input_shape", *POSITIONAL[1:]],
+    }
+    kind = OPS[name].kind if name in OPS else None
+    usual = {
+        "window": POSITIONAL,
+        "global": ["x"],
+        "adaptive": ["x", "output_shape"],
+    }
+    assert positional == given.get(name, usual.get(kind))
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    assert ("key" in {p.name for p in parameters}) == (
+        name in OPS and OPS[name].takes_key
+    )
+
+
+@pytest.mark.parametrize("name", jaxpool.__all__)
+def test_docstring(name):
+    text = inspect.getdoc(getattr(jaxpool, name))
+    assert ".. math::" in text
+    assert "rror" in text  # what it raises, or whose errors it shares
+    parameters = inspect.signature(getattr(jaxpool, name)).parameters
+    if "Args:" in text:
+        assert [p for p in parameters if f"\n  {p}: " not in text] == []
+    else:
+        assert ":func:`" in text
+
+
+MODULES = sorted({getattr(jaxpool, name).__module__ for name in jaxpool.__all__})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples(module):
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    try:
+        result = doctest.testmod(importlib.import_module(module))
+    finally:
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+    assert result.failed == 0
+
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+
+
+def test_readme_names_every_op():
+    assert [n for n in jaxpool.__all__ if f"`{n}`" not in README] == []
+
+
+def test_readme_example_runs():
+    code = README.split("```python\n")[1].split("```")[0]
+    promotion = "import jax; jax.config.update('jax_legacy_prng_key', 'error')\n"
+    check = "assert logits.shape == (8, 10) and y.shape == (8, 16, 16, 3)\n"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", promotion + code + check],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr

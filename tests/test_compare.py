@@ -1,0 +1,566 @@
+"""`jaxpool compare`: end to end through the command, on a data set made here."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+
+import jaxpool.compare.run
+from jaxpool.__main__ import main
+from jaxpool.compare import DEFAULT_METHODS, compare, timing
+from jaxpool.compare.data import Dataset, load
+from jaxpool.compare.methods import all_methods, choose
+from jaxpool.compare.model import build
+from jaxpool.compare.report import write_report
+from jaxpool.compare.settings import MODELS, Settings, UserError
+from jaxpool.compare.training import Program, State, compile_program, train
+
+TRAIN, TEST, BATCH, SEEDS = 64, 35, 16, 2
+
+
+def make_arrays():
+    """Noise with a bright bar whose height tells the class."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        labels = np.arange(count) % 3
+        images = rng.integers(0, 120, (count, 8, 8), np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label : 2 * label + 3] += 100
+        arrays |= {f"x_{split}": images, f"y_{split}": labels}
+    return arrays
+
+
+@pytest.fixture(scope="module", autouse=True)
+def usual_promotion():
+    """Optax multiplies integers and floats, which is not ours to forbid."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """A model of one block, because the tests mostly wait for compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "small", (4,))
+        yield
+
+
+SCRIPT = """
+import sys
+from jaxpool.__main__ import main
+from jaxpool.compare.settings import MODELS
+MODELS["small"] = (4,)
+sys.exit(main(sys.argv[1:]))
+"""
+"""`python -m jaxpool` with the fixture `one_block`."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **make_arrays())
+    return path
+
+
+def command(tiny, out, *more, methods="max,none"):
+    options = {"data": tiny, "out": out, "methods": methods}
+    options |= {"epochs": 1, "batch": BATCH, "seeds": SEEDS}
+    return [
+        "compare",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *more,
+    ]
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def runs(results):
+    return {name: entry["runs"] for name, entry in results["methods"].items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """The folder of a comparison that nothing interrupted; not to be changed."""
+    out = tmp_path_factory.mktemp("finished")
+    assert main(command(tiny, out)) == 0
+    return out
+
+
+def test_json_holds_everything(finished, tiny):
+    results = read(finished)
+    assert results["settings"] == {
+        "data": str(tiny),
+        "model": "small",
+        "epochs": 1,
+        "batch": BATCH,
+        "lr": 5e-3,
+    }
+    assert results["environment"]["jax"] == jax.__version__
+    assert results["environment"]["devices"] == jax.device_count()
+    sizes = {"train": TRAIN, "test": TEST, "image": [8, 8, 1], "classes": 3}
+    assert sizes.items() <= results["data"].items()
+    assert list(results["methods"]) == ["max", "none"]
+    for entry in results["methods"].values():
+        assert [run["seed"] for run in entry["runs"]] == [0, 1]
+        for run in entry["runs"]:
+            assert run["accuracy"] * TEST == pytest.approx(
+                round(run["accuracy"] * TEST)
+            )
+            assert np.isfinite(run["loss"])
+        costs = entry["costs"]
+        assert 0 < costs["inference_ms"]
+        assert 0 < costs["train_step_ms"]
+        assert 0 < costs["inference_bytes"] < costs["train_bytes"]
+    # A 3x3 convolution from 1 to 4 channels, then a dense layer for 3 classes.
+    convolution = 9 * 4 + 4
+    parameters = {n: e["costs"]["parameters"] for n, e in results["methods"].items()}
+    assert parameters["max"] == convolution + 4 * 4 * 4 * 3 + 3
+    assert parameters["none"] == convolution + 8 * 8 * 4 * 3 + 3
+
+
+def test_it_learns(tiny, tmp_path):
+    results = compare(
+        data=str(tiny), methods=["stride"], epochs=8, batch=8, seeds=1, out=tmp_path
+    )
+    assert results["methods"]["stride"]["runs"][0]["accuracy"] == 1
+
+
+def test_markdown_ranks_the_methods(finished):
+    lines = (finished / "results.md").read_text("utf-8").splitlines()
+    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    methods, accuracies = [row[0] for row in table[2:]], [row[1] for row in table[2:]]
+    results = runs(read(finished))
+    for method, accuracy in zip(methods, accuracies, strict=True):
+        mean = np.mean([run["accuracy"] for run in results[method]])
+        assert accuracy == f"{100 * mean:.1f}"
+    assert sorted(map(float, accuracies), reverse=True) == [*map(float, accuracies)]
+    assert set(methods) == set(results)
+
+
+def test_picture_is_drawn(finished):
+    pixels = imread(finished / "results.png")
+    height, width, _ = pixels.shape
+    assert width > 1000
+    assert height > 300
+    rows_with_ink = np.any(pixels[..., :3] < 0.9, axis=(1, 2)).mean()
+    assert rows_with_ink > 0.3
+
+
+def test_nothing_else_is_left_in_the_folder(finished):
+    names = {"results.json", "results.md", "results.png"}
+    assert {path.name for path in finished.iterdir()} == names
+
+
+def test_table_and_progress_lines(finished, tiny, capfd):
+    assert main(command(tiny, finished, "--resume")) == 0
+    table = capfd.readouterr()
+    assert "max" in table.out
+    assert "training" in table.out
+    assert table.err == ""  # nothing was left to do
+
+
+def test_interrupt_then_resume(finished, tiny, tmp_path, monkeypatch, capfd):
+    write = jaxpool.compare.run.write
+
+    def write_and_interrupt(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    arguments = command(tiny, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxpool.compare.run, "write", write_and_interrupt)
+        assert main(arguments) == 130
+    captured = capfd.readouterr()
+    assert "max" in captured.out
+    assert f"jaxpool {' '.join(arguments)} --resume" in captured.err
+    kept = runs(read(tmp_path))
+    assert {name: len(done) for name, done in kept.items()} == {"max": 1}
+
+    assert main([*arguments, "--resume"]) == 0
+    assert runs(read(tmp_path))["max"][0] == kept["max"][0]
+    assert runs(read(tmp_path)) == runs(read(finished))
+
+
+def test_kill_then_resume(finished, tiny, tmp_path):
+    arguments = command(tiny, tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments])
+    while not (tmp_path / "results.json").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = runs(read(tmp_path))
+    assert 0 < sum(map(len, kept.values())) < 2 * SEEDS
+
+    assert main([*arguments, "--resume"]) == 0
+    assert runs(read(tmp_path))["max"][: len(kept["max"])] == kept["max"]
+    assert runs(read(tmp_path)) == runs(read(finished))
+
+
+def test_resume_adds_methods_and_seeds(tiny, tmp_path, capfd):
+    assert main(command(tiny, tmp_path, "--seeds=1", methods="max,stride")) == 0
+    assert re.match(r"max: .* \(.* over 1 seeds\)\n", capfd.readouterr().err)
+    before = read(tmp_path)["methods"]
+    assert main(command(tiny, tmp_path, "--resume", methods="stride,none")) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["stride", "none"]
+    after = read(tmp_path)["methods"]
+    assert after["max"]["runs"] == before["max"]["runs"]
+    assert after["stride"]["runs"][:1] == before["stride"]["runs"]
+    for name in ("stride", "none"):
+        assert [run["seed"] for run in after[name]["runs"]] == [0, 1]
+    # Times compare only within one measurement, so all methods were timed anew.
+    assert (
+        after["max"]["costs"]["inference_ms"]
+        != (before["max"]["costs"]["inference_ms"])
+    )
+
+
+def error_line(arguments, capfd):
+    """Returns what a refused command says, without `jaxpool compare: `."""
+    assert main(arguments) == 2
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith("jaxpool compare: ")
+    return line.removeprefix("jaxpool compare: ")
+
+
+def test_finished_work_is_not_overwritten(finished, tiny, capfd):
+    before = (finished / "results.json").read_bytes()
+    assert "pass --resume" in error_line(command(tiny, finished), capfd)
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--lr=0.5", "lr was 0.005 and is 0.5"),
+        ("--epochs=2", "epochs was 1 and is 2"),
+        ("--batch=32", "batch was 16 and is 32"),
+        ("--model=medium", "model was 'small' and is 'medium'"),
+        ("--data=digits", "data was "),
+    ],
+)
+def test_resume_refuses_other_settings(option, message, finished, tiny, capfd):
+    line = error_line(command(tiny, finished, "--resume", option), capfd)
+    assert message in line
+
+
+def test_resume_refuses_other_images_under_the_same_name(
+    finished, tiny, tmp_path, capfd
+):
+    results = read(finished)
+    results["data"]["sha256"] = "other"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    line = error_line(command(tiny, tmp_path, "--resume"), capfd)
+    assert "sha256 was 'other'" in line
+
+
+def test_digest_sees_every_pixel(tiny, tmp_path):
+    arrays = make_arrays()
+    arrays["x_test"][-1, -1, -1] ^= 1
+    path = tmp_path / "other.npz"
+    np.savez(path, **arrays)
+    summary, other = load(str(tiny)).summary(), load(str(path)).summary()
+    assert {key for key in summary if summary[key] != other[key]} == {"sha256"}
+
+
+@pytest.mark.parametrize("text", ["", '{"settings": {"da', "[]", '{"settings": {}}'])
+def test_resume_refuses_broken_results(text, tiny, tmp_path, capfd):
+    (tmp_path / "results.json").write_text(text)
+    line = error_line(command(tiny, tmp_path, "--resume"), capfd)
+    assert "results.json is not readable" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs=0", "`epochs` must be at least 1; got 0"),
+        ("--batch=0", "`batch` must be at least 1; got 0"),
+        ("--seeds=0", "`seeds` must be at least 1; got 0"),
+        ("--lr=0", "`lr` must be positive and finite; got 0.0"),
+        ("--lr=nan", "`lr` must be positive and finite; got nan"),
+        ("--lr=inf", "`lr` must be positive and finite; got inf"),
+        ("--model=huge", "`model` must be one of small, medium, large; got 'huge'"),
+        ("--model=large", "`model` large needs images of at least"),
+        ("--batch=66", "`batch` must be at most the number of training images, 64"),
+        ("--data=cifar", "`data` must be mnist5k, digits, hf:NAME or an .npz file"),
+        ("--data=no.npz", "`data` must be an existing file; got 'no.npz'"),
+        ("--methods=maxx", "(did you mean max"),
+        ("--methods=zzzz", "none, stride"),
+        ("--methods=", "`methods` must be known"),
+    ],
+)
+def test_bad_options(option, message, tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(MODELS, "large", (1, 1, 1, 1))
+    assert message in error_line(command(tiny, tmp_path, option), capfd)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_out_that_is_a_file(tiny, capfd):
+    assert "tiny.npz" in error_line(command(tiny, tiny), capfd)
+
+
+def changed(**changes):
+    return {**make_arrays(), **changes}
+
+
+ARRAYS = make_arrays()
+X, Y, X_TEST, Y_TEST = (
+    ARRAYS[key] for key in ("x_train", "y_train", "x_test", "y_test")
+)
+BAD_ARRAYS = {
+    "missing": ({"x_train": X, "y_train": Y}, "got 'none of the name x_test, y_test'"),
+    "object": (changed(y_train=Y.astype(object)), "y_train cannot be read: Object"),
+    "rank 2": (changed(x_train=X[0]), "x_train must have shape [N, H, W(, C)]"),
+    "rank 5": (changed(x_test=X_TEST[..., None, None]), "x_test must have shape"),
+    "empty": (changed(x_test=X_TEST[:0]), "x_test must not be empty; got (0, 8, 8)"),
+    "int32": (changed(x_train=X.astype("i4")), "uint8 or floating; got 'int32'"),
+    "text": (changed(x_train=X.astype(str)), "x_train must be uint8 or floating"),
+    "nan": (changed(x_test=X_TEST * np.nan), "x_test must be finite; got '2240 NaN"),
+    "inf": (changed(x_train=X * 1e300), "x_train must be finite"),
+    "constant": (changed(x_train=X * 0), "x_train must not be constant; got 0.0"),
+    "float labels": (
+        changed(y_train=Y * 1.0),
+        "y_train must be integer; got 'float64'",
+    ),
+    "one-hot": (changed(y_test=np.eye(3, dtype=int)[Y_TEST]), "y_test must have shape"),
+    "lengths": (changed(y_train=Y[1:]), "y_train must have shape (64,), a label for"),
+    "from 1": (changed(y_train=Y + 1), "from 0 to n - 1, with n of at least 2; got [1"),
+    "one class": (changed(y_train=Y * 0), "y_train must have every label from 0 to"),
+    "unknown": (changed(y_test=Y_TEST + 1), "y_test must have labels from 0 to 2"),
+    "negative": (changed(y_test=Y_TEST - 1), "from 0 to 2, as in y_train; got [-1]"),
+    "shapes": (changed(x_test=X_TEST[:, 1:]), "x_train, (8, 8, 1); got (7, 8, 1)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(case, tmp_path):
+    arrays, message = BAD_ARRAYS[case]
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_truncated_file(keep, tiny, tmp_path):
+    path = tmp_path / "cut.npz"
+    path.write_bytes(tiny.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"must be a whole \.npz archive"):
+        load(str(path))
+
+
+def test_damaged_file(tiny, tmp_path):
+    path = tmp_path / "damaged.npz"
+    contents = bytearray(tiny.read_bytes())
+    contents[1000] ^= 255
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match="x_train cannot be read: Bad CRC"):
+        load(str(path))
+
+
+def test_pixels_are_scaled_then_standardized(tmp_path):
+    path = str(tmp_path / "scale.npz")
+    np.savez(path, **make_arrays())
+    from_uint8 = load(path)
+    assert from_uint8.x_train.dtype == np.float32
+    assert from_uint8.x_train.mean() == pytest.approx(0, abs=1e-5)
+    assert from_uint8.x_train.std() == pytest.approx(1, abs=1e-5)
+    expected = (X_TEST / 255 - (X / 255).mean()) / (X / 255).std()
+    np.testing.assert_allclose(from_uint8.x_test[..., 0], expected, atol=1e-5)
+    # uint8 and [0, 1] mean the same, even side by side.
+    np.savez(path, **changed(x_test=X_TEST[..., None] / 255))
+    np.testing.assert_allclose(load(path).x_test, from_uint8.x_test, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "train_shape", "test_count"),
+    [("mnist5k", (4000, 28, 28, 1), 1000), ("digits", (1437, 8, 8, 1), 360)],
+)
+def test_named_data(name, train_shape, test_count):
+    dataset = load(name)
+    assert dataset.x_train.shape == train_shape
+    assert dataset.x_test.shape == (test_count, *train_shape[1:])
+    assert dataset.classes == 10
+    shares = [np.bincount(y) / len(y) for y in (dataset.y_train, dataset.y_test)]
+    np.testing.assert_allclose(*shares, atol=2e-3)
+
+
+class Image:
+    """Stands in for `datasets.Image`."""
+
+
+class ClassLabel:
+    """Stands in for `datasets.ClassLabel`."""
+
+
+class Split(dict):
+    """Stands in for `datasets.Dataset`: columns, and their types in `features`."""
+
+    features = {"id": None, "picture": Image(), "kind": ClassLabel()}  # noqa: RUF012
+
+
+def hub(monkeypatch, load_dataset):
+    module = SimpleNamespace(
+        Image=Image, ClassLabel=ClassLabel, load_dataset=load_dataset
+    )
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+def test_hugging_face_columns_are_found_by_type(tiny, monkeypatch):
+    splits = {
+        "train": Split(id=[], picture=list(X), kind=Y.tolist()),
+        "test": Split(id=[], picture=list(X_TEST), kind=Y_TEST.tolist()),
+    }
+    hub(monkeypatch, {"some/set": splits}.__getitem__)
+    assert load("hf:some/set").summary() == load(str(tiny)).summary()
+
+
+def test_hugging_face_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'jaxpool[data]'")):
+        load("hf:mnist")
+
+    def unreachable(name):
+        raise ConnectionError("no route to the hub")
+
+    hub(monkeypatch, unreachable)
+    with pytest.raises(UserError, match="hf:mnist cannot be loaded: no route"):
+        load("hf:mnist")
+    hub(monkeypatch, lambda name: {"train": Split()})
+    with pytest.raises(UserError, match="must have the splits train and test"):
+        load("hf:mnist")
+    unequal = Split(picture=[X[0], X[0, 1:]], kind=[0, 1])
+    hub(monkeypatch, lambda name: {"train": unequal, "test": unequal})
+    with pytest.raises(UserError, match="must have images of one shape"):
+        load("hf:mnist")
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_every_method_trains(name, tiny):
+    settings = Settings(str(tiny), "small", epochs=1, batch=TRAIN, lr=1e-3)
+    program = compile_program(all_methods()[name], load(str(tiny)), settings)
+    run = train(program, load(str(tiny)), settings, seed=0, on_step=lambda: None)
+    assert np.isfinite(run["loss"])
+
+
+def test_learned_methods_learn_more():
+    def parameters(name):
+        model = build(all_methods()[name], (8, 8, 1), (4, 4), classes=3, seed=0)
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    learned = [name for name in all_methods() if name.endswith("_learned")]
+    assert "mixed_learned" in learned
+    for name in learned:
+        assert parameters(name) > parameters(name.removesuffix("_learned"))
+
+
+def test_all_is_every_method():
+    assert choose(["all"]) == list(all_methods().values())
+    assert {*DEFAULT_METHODS} <= all_methods().keys()
+    assert [method.name for method in choose(["max", "avg", "max"])] == ["max", "avg"]
+
+
+def test_accuracy_counts_every_test_image_once():
+    """With 35 images in batches of 16, and an oracle that knows labels by pixel."""
+    labels = np.arange(35) % 2
+    images = labels.reshape(35, 1, 1, 1).astype(np.float32)
+    dataset = Dataset(images, labels, images, labels, classes=2)
+    settings = Settings("oracle", "small", epochs=1, batch=16, lr=1e-3)
+
+    def accuracy(logits):
+        program = Program(
+            init=lambda seed: State(None, None, None),
+            step=lambda state, images, labels: (state, 0.0),
+            infer=lambda params, rest, images: logits(images.reshape(16)),
+            parameters=0,
+        )
+        return train(program, dataset, settings, 0, lambda: None)["accuracy"]
+
+    assert accuracy(lambda pixel: np.stack([1 - pixel, pixel], axis=1)) == 1
+    assert accuracy(lambda pixel: np.stack([pixel, 1 - pixel], axis=1)) == 0
+    assert accuracy(lambda pixel: np.stack([pixel + 1, pixel], axis=1)) == 18 / 35
+
+
+def test_no_memory_where_the_backend_does_not_tell(finished, tmp_path):
+    silent = SimpleNamespace(memory_analysis=lambda: None)
+    assert timing._memory(silent) is None
+    results = read(finished)
+    for entry in results["methods"].values():
+        entry["costs"]["train_bytes"] = None
+    write_report(tmp_path, results)
+    assert "| – |" in (tmp_path / "results.md").read_text("utf-8")
+    assert (tmp_path / "results.png").exists()
+
+
+def test_one_device_gives_the_numbers_of_two(finished, tiny, tmp_path):
+    flags = "--xla_force_host_platform_device_count=1"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    arguments = [sys.executable, "-c", SCRIPT, *command(tiny, tmp_path)]
+    subprocess.run(arguments, env=environment, check=True)
+    two, one = read(finished), read(tmp_path)
+    assert two["environment"]["devices"] == 2
+    assert one["environment"]["devices"] == 1
+    for name in runs(one):
+        for key in ("loss", "accuracy"):
+            np.testing.assert_allclose(
+                [run[key] for run in runs(two)[name]],
+                [run[key] for run in runs(one)[name]],
+                rtol=1e-3,
+            )
+
+
+def test_batch_must_split_over_the_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(
+        UserError, match="divisible by the number of devices, 3; got 16"
+    ):
+        Settings("digits", "small", epochs=1, batch=16, lr=1e-3)
+
+
+def test_missing_extra(monkeypatch, capfd):
+    for name in list(sys.modules):
+        if name.startswith("jaxpool.compare"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    line = error_line(["compare"], capfd)
+    assert "needs the package rich" in line
+    assert "pip install 'jaxpool[compare]'" in line
+
+
+def test_the_command_has_the_defaults_of_the_function(monkeypatch):
+    called = {}
+    monkeypatch.setattr(jaxpool.compare, "compare", called.update)
+    monkeypatch.setattr(jaxpool.compare, "print_results", lambda out: None)
+    assert main(["compare"]) == 0
+    assert called == compare.__kwdefaults__
+
+
+def test_it_runs_as_a_module():
+    arguments = [sys.executable, "-m", "jaxpool", "--version"]
+    version = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert version.stdout == f"{jaxpool.__version__}\n"
+
+
+def test_importing_the_library_imports_no_extra():
+    script = """
+import sys, jaxpool, jaxpool.__main__
+extras = {"jaxpool.compare", "matplotlib", "mlxtend", "rich", "datasets"}
+sys.exit(bool(extras & sys.modules.keys()))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

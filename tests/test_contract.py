@@ -1,0 +1,315 @@
+"""Every op goes through the same questions; `contract.py` says how to call it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from contract import CASES, bad_input, typical, wrong
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+import jaxpool
+from jaxpool._core.op import OPS
+
+# Sums of this many terms, each rounded: relative to the sum of magnitudes.
+F32 = dict(rtol=2e-6, atol=2e-6)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_op = pytest.mark.parametrize("case", typical(), ids=lambda c: c.op.name)
+
+
+def agree(actual, expected, **tolerance):
+    """Compares an op's result, or its several results, with the expected ones."""
+    actual, expected = (jax.tree.leaves(tree) for tree in (actual, expected))
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        e = np.asarray(e)
+        assert a.shape == e.shape
+        np.testing.assert_allclose(np.asarray(a, e.dtype), e, **tolerance)
+
+
+def test_every_op_has_an_oracle_and_a_case():
+    tested = {case.op.name for case in CASES}
+    assert tested == set(oracle.ORACLES) == set(OPS) - {"max_unpool"}
+    assert tested == {case.op.name for case in typical()}
+    assert set(OPS) | {"output_shape"} == set(jaxpool.__all__)
+
+
+@every_case
+def test_equals_the_oracle(case):
+    x = case.input()
+    agree(case.function()(x), case.expected(x), **F32)
+
+
+@every_op
+def test_any_layout(case):
+    x = case.input()
+    if case.op.kind == "global":
+        moved = case.function(axis=(-2, -1), keepdims=True)(np.moveaxis(x, -1, 1))
+        expected = case.function(keepdims=True)(x)
+    else:
+        moved = case.function(axis=(-2, -1))(np.moveaxis(x, -1, 1))
+        expected = case.function()(x)
+    moved = jax.tree.map(lambda y: jnp.moveaxis(y, 1, -1), moved)
+    agree(moved, expected, **F32)
+
+
+@every_op
+@pytest.mark.parametrize("batch", [(), (0,), (2, 1, 3)], ids=str)
+def test_any_number_of_batch_axes(case, batch):
+    x = case.input(batch=batch)
+    axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
+    flat = x.reshape(-1, *x.shape[len(batch) :])
+    expected = jax.vmap(case.function(**axis))(flat)
+    expected = jax.tree.map(lambda y: y.reshape(*batch, *y.shape[1:]), expected)
+    agree(case.function(**axis)(x), expected, **F32)
+
+
+@every_op
+def test_no_channels(case):
+    y = jax.tree.leaves(case.function()(case.input(channels=0)))[0]
+    assert y.size == 0
+
+
+@every_op
+def test_jit_and_vmap_change_nothing(case):
+    f, x = case.function(), case.input()
+    agree(jax.jit(f)(x), f(x), **F32)
+    stacked = np.stack([x, -x, 2 * x], 1)
+    each = [f(stacked[:, i]) for i in range(3)]
+    expected = jax.tree.map(lambda *ys: jnp.stack(ys), *each)
+    agree(jax.vmap(f, 1)(stacked), expected, **F32)
+
+
+@every_op
+def test_second_call_compiles_nothing(case, compilations):
+    channels = 5 + sorted(OPS).index(case.op.name)  # a shape that no other op has met
+    f, x = case.function(), jnp.asarray(case.input(batch=(3,), channels=channels))
+    with compilations() as first:
+        jax.block_until_ready(f(x))
+    with compilations() as second:
+        jax.block_until_ready(f(x))
+    assert first
+    assert not second
+
+
+@every_case
+def test_gradient_of_every_case(case, x64):
+    x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
+    f = jax.jit(case.differentiable)
+    check_grads(f, (x,), order=1, eps=1e-4, rtol=1e-4, atol=1e-4)
+
+
+@every_op
+def test_higher_derivatives(case, x64):
+    x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
+    f = jax.jit(case.differentiable)
+    order = 3 if case.op.family in ("extremum", "average") else 2
+    check_grads(f, (x,), order=order, eps=1e-4, rtol=1e-3, atol=1e-3)
+
+
+@every_op
+def test_every_way_to_differentiate_agrees(case, x64):
+    f = case.differentiable
+    x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
+    t = jnp.asarray(case.input(batch=(1,), channels=1, seed=1, dtype=np.float64))
+
+    def loss(x):
+        return jnp.sum(f(x) ** 2)
+
+    def descend(x, _):
+        return x - 0.1 * jax.grad(loss)(x), loss(x)
+
+    @jax.jit  # all of it at once: one compilation
+    def derivatives(x, t):
+        jacobian, gradient = jax.jacrev(f)(x), jax.grad(loss)(x)
+        first = jnp.tensordot(jacobian, t, t.ndim)
+        hessian = jax.hessian(loss)(x)
+        return [
+            (jax.jacfwd(f)(x), jacobian),
+            (jax.jvp(f, (x,), (t,))[1], first),
+            (jax.linearize(f, x)[1](t), first),
+            (jax.grad(jax.checkpoint(loss))(x), gradient),
+            (
+                jax.vmap(jax.grad(loss))(jnp.stack([x, t])),
+                jnp.stack([gradient, jax.grad(loss)(t)]),
+            ),
+            (jax.jacrev(jax.jacrev(loss))(x), hessian),
+            (jax.jacrev(jax.jacfwd(loss))(x), hessian),
+            (jax.jacfwd(jax.jacfwd(loss))(x), hessian),
+            (jax.lax.scan(descend, x, None, 2)[1][1], loss(x - 0.1 * gradient)),
+        ]
+
+    for actual, expected in derivatives(x, t):
+        agree(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_op
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_once(case, dtype):
+    x = jnp.asarray(case.input()).astype(dtype)
+    y = jax.tree.leaves(case.function()(x))[0]
+    expected = jax.tree.leaves(case.expected(np.asarray(x, np.float64)))[0]
+    assert y.dtype == x.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    agree(y, expected, rtol=eps, atol=eps / 64)
+    g = jax.grad(lambda x: case.differentiable(x).astype(jnp.float32).sum())(x)
+    wide = jax.grad(lambda x: case.differentiable(x).sum())(x.astype(jnp.float32))
+    assert g.dtype == x.dtype
+    agree(g, np.asarray(wide, np.float64), rtol=eps, atol=eps / 64)
+
+
+@every_op
+def test_double_precision_stays(case, x64):
+    x = jnp.asarray(case.input(dtype=np.float64))
+    y = case.function()(x)
+    assert jax.tree.leaves(y)[0].dtype == jnp.float64
+    agree(y, case.expected(x), rtol=1e-13, atol=1e-13)
+
+
+@every_op
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
+def test_integers(case, dtype):
+    x = case.input() * 20
+    x = (x > 0) if dtype == "bool" else np.abs(x).round().astype(dtype)
+    y = jax.tree.leaves(case.function()(x))[0]
+    expected = jax.tree.leaves(case.expected(x.astype(np.float64)))[0]
+    if case.op.family == "extremum" or "max_pool" in case.op.name:
+        wanted = x.dtype
+    elif case.op.family == "monoid":
+        wanted, expected = x.dtype, expected.astype(np.int64).astype(dtype)
+    elif "sum" in case.op.name:
+        wanted = jnp.sum(x).dtype
+    else:
+        wanted = jnp.mean(x).dtype
+    assert y.dtype == wanted
+    agree(y, np.asarray(expected, np.float64), rtol=2e-6, atol=2e-6)
+
+
+@every_op
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity(case, special):
+    x = case.input()
+    x[0, 2, 3] = x[1, 0, 0] = x[1, 5, 6] = special
+    with np.errstate(invalid="ignore"):
+        expected = case.expected(x)
+    agree(case.function()(x), expected, **F32)
+
+
+@every_op
+def test_ties(case):
+    x = np.round(case.input())
+    agree(case.function()(x), case.expected(x), **F32)
+    # Nothing but equals: every gradient is finite, and counts each window once.
+    for value in (0.0, 1.0):
+        g = jax.grad(lambda x: case.differentiable(x).sum())(jnp.full(x.shape, value))
+        assert np.isfinite(g).all()
+
+
+every_masked_op = pytest.mark.parametrize(
+    "case", [c for c in typical() if c.op.takes_where], ids=lambda c: c.op.name
+)
+
+
+@every_masked_op
+def test_mask(case):
+    x = case.input()
+    some = np.random.default_rng(1).random(x.shape) > 0.6
+    some[:, :3, :4] = False  # windows without elements
+    for where in (some, some[:, :1], some[0, ..., :1]):
+        expected = case.expected(x, where)
+        agree(case.function(where=where)(x), expected, **F32)
+        hidden = np.where(np.broadcast_to(where, x.shape), x, np.nan)
+        agree(case.function(where=where)(hidden), expected, **F32)
+        g = jax.grad(lambda x: finite(case, where)(x).sum())(hidden)  # noqa: B023
+        assert np.isfinite(g).all()
+        assert not np.any(np.where(np.broadcast_to(where, x.shape), 0, g))
+    agree(case.function(where=np.True_)(x), case.function()(x), **F32)
+    nothing = case.function(where=np.False_)(x)
+    agree(nothing, case.expected(x, np.zeros(x.shape, bool)))
+
+
+def finite(case, where):
+    """The op with a mask, its results of windows without elements left out."""
+    f = case.function(where=where)
+
+    def g(x):
+        y = jax.tree.leaves(f(x))[0]
+        return jnp.where(jnp.isfinite(y), y, 0)
+
+    return g
+
+
+@every_op
+def test_sharded_over_the_batch(case):
+    x = jnp.asarray(case.input(batch=(4,)))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(case.differentiable(x) ** 2))(x)
+
+    agree(jax.jit(case.function())(sharded), case.function()(x), **F32)
+    result = jax.jit(gradient)(sharded)
+    agree(result, gradient(x), **F32)
+    assert len(result.sharding.device_set) == 2
+
+
+@every_op
+def test_export_with_symbolic_batch(case):
+    x = case.input()
+    sizes = ", ".join(map(str, x.shape[1:]))
+    shape = jax.export.symbolic_shape(f"batch, {sizes}")
+    gradient = jax.grad(lambda x: jnp.sum(case.differentiable(x) ** 2))
+    for f in (case.function(), gradient):
+        spec = jax.ShapeDtypeStruct(shape, x.dtype)
+        exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(spec)
+        again = jax.export.deserialize(exported.serialize())
+        agree(again.call(x), f(x), **F32)
+
+
+@every_op
+def test_strict_modes(case):
+    f, x = case.function(), case.input()
+    gradient = jax.grad(lambda x: case.differentiable(x).sum())
+    with jax.debug_nans(True), jax.checking_leaks(), jax.debug_key_reuse(True):
+        jax.jit(f)(x)
+        jax.jit(gradient)(x)
+    with jax.disable_jit():
+        agree(f(x), case.expected(x), **F32)
+
+
+@pytest.mark.parametrize(
+    ("op", "kwargs", "error", "message"),
+    [pytest.param(*row, id=f"{row[0].name}-{row[3]}") for row in wrong()],
+)
+def test_refuses(op, kwargs, error, message):
+    with pytest.raises(error) as raised:
+        op.fn(bad_input(), **kwargs)
+    text = str(raised.value)
+    assert text.startswith(f"`{op.name}`: ")
+    assert message in text
+    assert "; got " in text
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_refuses_what_is_no_array(name):
+    op = OPS[name]
+    arguments = ["text"] * len(op.inputs)
+    kwargs = {"window": {"window_shape": (2, 2)}, "adaptive": {"output_shape": (2, 2)}}
+    given = dict(kwargs.get(op.kind, {}))
+    if name == "pool":
+        given |= {"init": 0.0, "reduce_fn": jax.lax.add}
+    if name == "max_unpool":
+        given["output_shape"] = (2, 2)
+    with pytest.raises(TypeError, match="must be an array of numbers"):
+        op.fn(*arguments, **given)
+
+
+def test_traced_window_is_refused():
+    f = functools.partial(jaxpool.max_pool, bad_input())
+    with pytest.raises(TypeError, match="`window_shape` must be made of ints"):
+        jax.jit(lambda k: f((k, 2)))(2)

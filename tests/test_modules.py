@@ -1,0 +1,226 @@
+"""Modules of both Flax APIs are their functions, and behave as Flax's own layers do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import typical
+from flax import linen as nn
+from flax import nnx
+
+import jaxpool
+import jaxpool.linen
+import jaxpool.nnx
+from jaxpool._core.op import OPS
+
+every_op = pytest.mark.parametrize("case", typical(), ids=lambda c: c.op.name)
+
+
+@pytest.fixture(autouse=True)
+def flax_promotes():
+    """Flax itself mixes dtypes and ranks."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def both(case, **more):
+    """The case's module in NNX and, bound to its parameters, in Linen."""
+    fixed = {k: v for k, v in case.function().keywords.items() if k != "deterministic"}
+    sampling = {"deterministic": True} if case.op.takes_key else {}
+    in_nnx = getattr(jaxpool.nnx, case.op.module_name)(**fixed, **sampling, **more)
+    reserved = {"init": "init_"}
+    fixed = {reserved.get(k, k): v for k, v in fixed.items()}
+    in_linen = getattr(jaxpool.linen, case.op.module_name)(**fixed, **sampling, **more)
+    return in_nnx, in_linen
+
+
+def equal(actual, expected):
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for a, e in pairs:
+        np.testing.assert_array_equal(a, e)
+
+
+def test_every_op_has_its_modules():
+    names = sorted(op.module_name for op in OPS.values())
+    assert jaxpool.nnx.__all__ == jaxpool.linen.__all__ == names
+    assert {"MaxPool", "StochasticPool", "GlobalGeMPool"} <= set(names)
+    with pytest.raises(AttributeError, match="no pooling module `MaximumPool`"):
+        _ = jaxpool.nnx.MaximumPool
+
+
+@every_op
+def test_linen_equals_nnx_equals_function(case):
+    x = case.input()
+    in_nnx, in_linen = both(case)
+    expected = case.function()(x)
+    variables = in_linen.init(jax.random.key(0), x)
+    equal(in_nnx(x), expected)
+    equal(in_linen.apply(variables, x), expected)
+    if case.op.takes_where:
+        mask = x > 0
+        masked = case.function(where=mask)(x)
+        equal(in_nnx(x, where=mask), masked)
+        equal(in_linen.apply(variables, x, where=mask), masked)
+
+
+@every_op
+def test_nnx_module_survives_its_framework(case):
+    x = case.input()
+    module, _ = both(case)
+    expected = module(x)
+    equal(nnx.jit(lambda m, x: m(x))(module, x), jax.jit(case.function())(x))
+    equal(nnx.merge(*nnx.split(module))(x), expected)
+    assert f"{case.op.module_name}(" in repr(module)
+    for name, value in case.kwargs.items():
+        if name not in case.op.learned:
+            assert f"{name}={value!r}" in repr(module)
+
+
+@pytest.mark.parametrize("name", [n for n, op in OPS.items() if op.learned])
+def test_learned_parameters(name):
+    case = next(c for c in typical() if c.op.name == name)
+    (argument,) = case.op.learned
+    x, start = case.input(), OPS[name].config[argument].default
+    for features, shape in ((None, ()), (2, (2,))):
+        in_nnx, in_linen = both(case, features=features)
+        variables = in_linen.init(jax.random.key(0), x)
+        expected = jnp.full(shape, start, jnp.float32)
+        equal(in_nnx.__dict__[argument][...], expected)
+        equal(variables["params"][argument], expected)
+
+        def loss(value, case=case, argument=argument):
+            return jnp.sum(case.function(**{argument: value})(case.input()))
+
+        gradient = jax.grad(loss)(expected)
+        assert np.all(np.abs(gradient) > 0)
+        of_nnx = nnx.grad(lambda m: jnp.sum(m(x)))(in_nnx)
+        close = {"rtol": 1e-5, "atol": 1e-5}
+        np.testing.assert_allclose(jax.tree.leaves(of_nnx)[0], gradient, **close)
+
+        def linen_loss(variables, in_linen=in_linen):
+            return jnp.sum(in_linen.apply(variables, x))
+
+        of_linen = jax.grad(linen_loss)(variables)
+        np.testing.assert_allclose(of_linen["params"][argument], gradient, **close)
+    fixed_nnx, fixed_linen = both(case, trainable=False)
+    assert not jax.tree.leaves(nnx.state(fixed_nnx))
+    assert not fixed_linen.init(jax.random.key(0), x)
+
+
+class TestSampling:
+    """`StochasticPool` follows each framework's `Dropout`."""
+
+    x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    window = {"window_shape": (2, 2), "strides": (2, 2)}
+    mean = jaxpool.stochastic_pool(x, **window, deterministic=True)
+
+    def drawn(self, y):
+        """Whether every element of y is one of its window's."""
+        elements = [self.x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return np.any([y == e for e in elements], axis=0).all()
+
+    def test_nnx(self):
+        module = jaxpool.nnx.StochasticPool(**self.window, rngs=nnx.Rngs(0))
+        first, second = module(self.x), module(self.x)
+        assert self.drawn(first)
+        assert self.drawn(second)
+        assert (first != second).any()
+        again = jaxpool.nnx.StochasticPool(**self.window, rngs=nnx.Rngs(0))
+        equal(again(self.x), first)
+        module.eval()
+        equal(module(self.x), self.mean)
+        equal(module(self.x, deterministic=True), self.mean)
+        assert (module(self.x, deterministic=False) != self.mean).any()
+        module.train()
+        assert (module(self.x) != self.mean).any()
+
+    def test_nnx_stream_as_dropout(self):
+        model = nnx.Sequential(
+            nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1)),
+            jaxpool.nnx.StochasticPool(**self.window, rngs=nnx.Rngs(dropout=1)),
+        )
+        step = nnx.jit(lambda m, x: m(x))
+        assert (step(model, self.x) != step(model, self.x)).any()
+        model.eval()
+        equal(step(model, self.x), jax.jit(lambda x: self.mean + 0 * x)(self.mean))
+
+    def test_nnx_keys_at_the_call(self):
+        module = jaxpool.nnx.StochasticPool(**self.window)
+        key = jax.random.key(3)
+        expected = jaxpool.stochastic_pool(self.x, **self.window, key=key)
+        equal(module(self.x, rngs=key), expected)
+        assert self.drawn(module(self.x, rngs=nnx.Rngs(5)))
+        with pytest.raises(ValueError, match="sampling needs a key"):
+            module(self.x)
+        with pytest.raises(TypeError, match="`rngs` must be"):
+            jaxpool.nnx.StochasticPool(**self.window, rngs=3)
+
+    def test_linen(self):
+        module = jaxpool.linen.StochasticPool(**self.window)
+        keys = jax.random.split(jax.random.key(0))
+        first, second = (
+            module.apply({}, self.x, deterministic=False, rngs={"dropout": key})
+            for key in keys
+        )
+        assert self.drawn(first)
+        assert (first != second).any()
+        equal(module.apply({}, self.x, deterministic=True), self.mean)
+        key = jax.random.key(3)
+        expected = jaxpool.stochastic_pool(self.x, **self.window, key=key)
+        equal(module.apply({}, self.x, deterministic=False, rng=key), expected)
+        with pytest.raises(Exception, match="needs PRNG for"):
+            module.apply({}, self.x, deterministic=False)
+        with pytest.raises(Exception, match="deterministic"):
+            module.apply({}, self.x)
+
+
+def test_sequential_and_state():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Conv(3, 4, (3, 3), rngs=rngs),
+        jaxpool.nnx.MaxPool([2, 2], strides=[2, 2]),
+        jaxpool.nnx.MixedPool((2, 2), alpha=0.25, features=4),
+        jaxpool.nnx.StochasticPool((2, 2), rngs=rngs),
+        jaxpool.nnx.AdaptiveAvgPool((2, 2)),
+        jaxpool.nnx.GlobalGeMPool(),
+    )
+    model.eval()
+    x = np.random.default_rng(0).random((2, 9, 9, 3), np.float32)
+    expected = model(x)
+    assert expected.shape == (2, 4)
+    graph, state = nnx.split(model)
+    # What a checkpoint does: the state leaves as plain arrays and comes back.
+    leaves, structure = jax.tree.flatten(state)
+    restored = jax.tree.unflatten(structure, leaves)
+    equal(nnx.merge(graph, restored)(x), expected)
+    assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == 4
+
+
+def test_linen_model():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (3, 3))(x)
+            x = jaxpool.linen.MaxPool((2, 2), strides=(2, 2))(x)
+            x = jaxpool.linen.MixedPool((2, 2), features=4)(x)
+            return jaxpool.linen.GlobalAvgPool()(x)
+
+    x = np.random.default_rng(0).random((2, 9, 9, 3), np.float32)
+    y, variables = Net().init_with_output(jax.random.key(0), x)
+    assert y.shape == (2, 4)
+    assert variables["params"]["MixedPool_0"]["alpha"].shape == (4,)
+
+
+@pytest.mark.parametrize("api", [jaxpool.nnx, jaxpool.linen], ids=["nnx", "linen"])
+def test_bad_arguments_fail_when_built(api):
+    with pytest.raises(ValueError, match="`MaxPool`: `window_shape` must be at least"):
+        api.MaxPool((0, 2))
+    with pytest.raises(ValueError, match="`AvgPool`: `padding` must be one of VALID"):
+        api.AvgPool((2, 2), padding="ZERO")
+    with pytest.raises(TypeError, match="window_shape"):
+        api.MaxPool()
+    with pytest.raises(TypeError, match="stride"):
+        api.MaxPool((2, 2), stride=2)

@@ -1,0 +1,343 @@
+"""What is special to one op: limits, extremes, chances, and numbers from papers."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+import jaxpool
+from jaxpool._core import engine
+from jaxpool._core.geometry import Geometry
+from jaxpool._core.window import Window
+
+# The matrices A and B of the reference numbers.
+A = np.arange(16.0, dtype=np.float32).reshape(4, 4, 1)
+B = np.array(
+    [[0, 0, 1, 2], [0, 0, 3, 0], [-1, 2, 5, -3], [0.5, -4, 1, 1]], np.float32
+)[..., None]
+TWO = {"window_shape": (2, 2), "strides": (2, 2)}
+
+
+def normals(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+class TestStochastic:
+    def draws(self, x, n=4096, **window):
+        keys = jax.random.split(jax.random.key(0), n)
+        f = jax.jit(jax.vmap(lambda k: jaxpool.stochastic_pool(x, **window, key=k)))
+        return np.asarray(f(keys), np.float64)
+
+    def test_expectation(self):
+        for x, expected in (
+            (A, [[4.2, 49 / 9], [229 / 21, 12.84]]),
+            (B, [[0.0, 14 / 6], [4.25 / 2.5, 27 / 7]]),
+        ):
+            y = jaxpool.stochastic_pool(x, **TWO, deterministic=True)[..., 0]
+            np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+    def test_draws_in_proportion(self):
+        drawn = self.draws(B, **TWO)[..., 0]
+        assert (drawn[:, 0, 0] == 0).all()
+        for place, chances in {
+            (0, 1): {1: 1 / 6, 2: 2 / 6, 3: 3 / 6, 0: 0},
+            (1, 0): {2: 4 / 5, 0.5: 1 / 5, -1: 0, -4: 0},
+            (1, 1): {5: 5 / 7, 1: 2 / 7, -3: 0},
+        }.items():
+            for value, chance in chances.items():
+                share = (drawn[:, *place] == value).mean()
+                error = math.sqrt(chance * (1 - chance) / len(drawn))
+                assert abs(share - chance) <= 4 * error
+
+    @pytest.mark.parametrize("window", [(3, 3), (7, 7)])
+    def test_mean_of_draws_is_the_expectation(self, window):
+        x = normals(1, 8, 9, 2)
+        spec = {"window_shape": window, "padding": "SAME"}
+        drawn = self.draws(x, **spec)
+        expected = jaxpool.stochastic_pool(x, **spec, deterministic=True)
+        error = drawn.std(0) / math.sqrt(len(drawn))
+        # 5 rather than 4 standard errors: there are 144 windows.
+        assert (np.abs(drawn.mean(0) - expected) <= 5 * error + 1e-6).all()
+
+    def test_windows_draw_independently(self):
+        # Two windows over the same two elements, through stride 0 along a new axis.
+        x = np.tile(np.array([1.0, 2.0], np.float32), (64, 1))[..., None]
+        drawn = self.draws(x, n=64, window_shape=(2,))[..., 0, 0]
+        share = (drawn[:, ::2] == drawn[:, 1::2]).mean()
+        same = 1 / 9 + 4 / 9
+        error = math.sqrt(same * (1 - same) / (64 * 32))
+        assert abs(share - same) <= 4 * error
+
+    def test_overlapping_windows_draw_independently(self):
+        drawn = self.draws(np.array([1.0, 1, 1], np.float32)[:, None], window_shape=(2,))
+        # x is constant: look at where the gradient goes instead of the values.
+        keys = jax.random.split(jax.random.key(0), 4096)
+        x = jnp.ones((3, 1))
+
+        def middle(key):
+            f = lambda x: jaxpool.stochastic_pool(x, (2,), key=key)  # noqa: E731
+            return jax.jacrev(f)(x)[:, 0, 1, 0]
+
+        taken = np.asarray(jax.vmap(middle)(keys))  # whether each took element 1
+        both = (taken.sum(1) == 2).mean()
+        assert abs(both - 1 / 4) <= 4 * math.sqrt(3 / 16 / 4096)
+        assert (drawn == 1).all()
+
+    def test_gradient_goes_to_the_drawn_element(self):
+        x, key = normals(2, 6, 6, 3), jax.random.key(1)
+        f = lambda x: jaxpool.stochastic_pool(x, **TWO, key=key)  # noqa: E731
+        g = np.asarray(jax.grad(lambda x: f(x).sum())(x))
+        assert set(np.unique(g)) == {0, 1}
+        taken = jaxpool.sum_pool(np.where(g == 1, x, 0), **TWO)
+        np.testing.assert_array_equal(taken, f(x))
+
+    def test_window_without_positive_elements(self):
+        x = -np.abs(normals(1, 4, 4, 1))
+        for kwargs in ({"key": jax.random.key(0)}, {"deterministic": True}):
+            f = lambda x, k=kwargs: jaxpool.stochastic_pool(x, **TWO, **k)  # noqa: E731
+            assert not f(x).any()
+            for g in (jax.grad, lambda f: jax.grad(lambda x: jax.grad(f)(x).sum())):
+                assert not g(lambda x, f=f: f(x).sum())(x).any()
+                assert not g(lambda x, f=f: f(x).sum())(0 * x).any()
+
+    def test_keys(self):
+        x = normals(2, 6, 6, 3)
+        f = lambda key: jaxpool.stochastic_pool(x, **TWO, key=key)  # noqa: E731
+        keys = jax.random.split(jax.random.key(7), 3)
+        each = np.stack([f(key) for key in keys])
+        assert (each[0] != each[1]).any()
+        np.testing.assert_array_equal(f(keys[0]), each[0])
+        np.testing.assert_array_equal(jax.jit(f)(keys[0]), each[0])
+        np.testing.assert_array_equal(jax.vmap(f)(keys), each)
+        with jax.legacy_prng_key("allow"):
+            raw = jax.random.key_data(keys[0])
+            np.testing.assert_array_equal(f(raw), each[0])
+        with jax.debug_key_reuse(True):
+            jax.jit(f)(keys[0])
+
+    def test_mask_and_large_numbers(self):
+        x = jnp.array([1e30, 3e30, 2e30, 5.0])[:, None]
+        mean = jaxpool.stochastic_pool(x, (3,), deterministic=True)
+        np.testing.assert_allclose(mean[0, 0], 14 / 6 * 1e30, rtol=1e-6)
+        only = np.array([False, False, True, False])[:, None]
+        for kwargs in ({"key": jax.random.key(0)}, {"deterministic": True}):
+            y = jaxpool.stochastic_pool(x, (4,), where=only, **kwargs)
+            np.testing.assert_allclose(y, [[2e30]])
+        half = jnp.full((4, 1), 6e4, jnp.float16)
+        mean = jaxpool.stochastic_pool(half, (4,), deterministic=True)
+        np.testing.assert_array_equal(mean, half[:1])
+
+
+class TestUnpool:
+    def test_undoes_pooling(self):
+        x = np.abs(normals(2, 6, 7, 3)) + 1
+        y, index = jaxpool.max_pool_with_argmax(x, **TWO)
+        back = jaxpool.max_unpool(y, index, (6, 7))
+        np.testing.assert_array_equal(back, np.where(back > 0, x, 0))
+        np.testing.assert_array_equal(jaxpool.max_pool(back, **TWO), y)
+
+    @pytest.mark.parametrize("axis", [None, (-2, -1), (1, 3), (3, 1)])
+    def test_equals_the_oracle(self, axis):
+        rng = np.random.default_rng(0)
+        shape = {None: (2, 3, 2, 2), (-2, -1): (2, 2, 3, 2)}.get(axis, (2, 3, 2, 2))
+        values = rng.normal(size=shape).astype(np.float32)
+        indices = rng.integers(-3, 25, shape)  # with duplicates, some outside of 4 * 5
+        sizes = (5, 4) if axis == (3, 1) else (4, 5)
+        y = jaxpool.max_unpool(values, indices, sizes, axis=axis)
+        pooled = {None: (1, 2), (-2, -1): (2, 3)}.get(axis, (1, 3))
+        last = [np.moveaxis(a, pooled, (1, 2)) for a in (values, indices, y)]
+        np.testing.assert_array_equal(last[2], oracle.unpool(*last[:2], (4, 5)))
+
+    def test_gradient_goes_to_what_was_written(self):
+        values = jnp.array([[1.0], [2.0], [3.0]])
+        indices = jnp.array([[4], [4], [-1]])
+        f = lambda v: (jaxpool.max_unpool(v, indices, (5,)) ** 2).sum()  # noqa: E731
+        np.testing.assert_array_equal(jax.grad(f)(values), [[0], [4], [0]])
+        check_grads(f, (values,), order=2)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ((A, A, (8, 8)), TypeError, "`indices` must be integers"),
+            ((A, A[:2].astype(int), (8, 8)), ValueError, "must have the shape"),
+            ((A, A.astype(int), 8), ValueError, "`output_shape` must be a sequence"),
+            ((A, A.astype(int), (8, 0)), ValueError, "must be at least 1; got 0"),
+            ((A, A.astype(int), (8, None)), TypeError, "must be made of ints"),
+            ((A, A.astype(int), (8,) * 4), ValueError, "must have between 1 and"),
+        ],
+    )
+    def test_refuses(self, arguments, error, message):
+        with pytest.raises(error, match="`max_unpool`: ") as raised:
+            jaxpool.max_unpool(*arguments)
+        assert message in str(raised.value)
+
+
+class TestPower:
+    def test_reference_numbers(self):
+        y = jaxpool.lp_pool(A, **TWO, p=3)[..., 0]
+        powers = [[0 + 1 + 64 + 125, 8 + 27 + 216 + 343]]
+        np.testing.assert_allclose(y[:1], np.cbrt(powers), rtol=1e-6)
+        np.testing.assert_allclose(
+            jaxpool.global_gem_pool(A[None])[0, 0], 900 ** (1 / 3), rtol=1e-6
+        )
+
+    @pytest.mark.parametrize("size", [1e-30, 1e-15, 1.0, 1e15, 1e30])
+    @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 8.0])
+    def test_extreme_magnitudes(self, size, p):
+        x = jnp.array([[3 * size], [-4 * size]], jnp.float32)
+        expected = size * (3**p + 4**p) ** (1 / p)
+        y, g = jax.value_and_grad(lambda x: jaxpool.lp_pool(x, (2,), p=p).sum())(x)
+        np.testing.assert_allclose(y, expected, rtol=2e-6)
+        unit = expected / size
+        slope = [[(3 / unit) ** (p - 1)], [-((4 / unit) ** (p - 1))]]
+        np.testing.assert_allclose(g, slope, rtol=1e-5)
+
+    @pytest.mark.parametrize("p", [0.5, 1.0, 2.0, 3.0, math.inf])
+    def test_zeros_have_no_gradient(self, p):
+        for x in (jnp.zeros((4, 1)), jnp.array([[0.0], [0], [2], [1]])):
+            f = lambda x: jaxpool.lp_pool(x, (2,), (2,), p=p).sum()  # noqa: E731
+            g = jax.grad(f)(x)
+            assert np.isfinite(g).all()
+            assert not g[:2].any()
+            assert np.isfinite(jax.hessian(f)(x)).all()
+
+    def test_limits(self):
+        x = np.abs(normals(1, 6, 6, 2))
+        largest = jaxpool.lp_pool(x, **TWO, p=math.inf)
+        np.testing.assert_array_equal(largest, jaxpool.max_pool(x, **TWO))
+        ones = jaxpool.lp_pool(x, **TWO, p=1.0, normalize=True)
+        np.testing.assert_allclose(ones, jaxpool.avg_pool(x, **TWO), rtol=1e-6)
+        near = jaxpool.lp_pool(x, **TWO, p=40.0)
+        np.testing.assert_allclose(near, largest, rtol=0.05)
+
+    def test_one_order_for_each_channel(self):
+        x = np.abs(normals(1, 6, 6, 2))
+        y = jaxpool.lp_pool(x, **TWO, p=jnp.array([1.0, 3.0]))
+        for channel, p in enumerate((1.0, 3.0)):
+            alone = jaxpool.lp_pool(x, **TWO, p=p)[..., channel]
+            np.testing.assert_allclose(y[..., channel], alone, rtol=1e-6)
+        check_grads(lambda p: jaxpool.lp_pool(x, **TWO, p=p), (jnp.ones(2) * 2,), 2)
+        check_grads(lambda p: jaxpool.global_gem_pool(x, p=p), (jnp.ones(2) * 2,), 2)
+
+
+class TestPool:
+    def test_any_reducer_every_derivative(self, x64):
+        x = np.random.default_rng(0).uniform(0.5, 1.5, (1, 5, 5, 1))
+        for reduce_fn, init in ((lax.mul, 1.0), (jnp.logaddexp, -np.inf)):
+            f = lambda x, r=reduce_fn, i=init: jaxpool.pool(  # noqa: E731
+                x, i, r, (2, 3), (2, 1), "VALID"
+            )
+            check_grads(jax.jit(f), (x,), order=2, rtol=1e-3)
+
+    def test_init_counts_as_in_lax(self):
+        x = normals(1, 6, 6, 2)
+        window = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        for init, reduce_fn in ((2.0, lax.max), (-1.0, lax.min), (1.0, lax.mul)):
+            expected = lax.reduce_window(x, init, reduce_fn, *window)
+            y = jaxpool.pool(x, init, reduce_fn, (3, 3), (2, 2), 1)
+            np.testing.assert_allclose(y, expected, rtol=1e-6)
+            traced = jax.jit(
+                lambda i, r=reduce_fn: jaxpool.pool(x, i, r, (3, 3), (2, 2), 1)
+            )(init)
+            np.testing.assert_allclose(traced, expected, rtol=1e-6)
+
+
+class TestEngine:
+    geometry = Geometry.of(
+        Window.of("test", (3, 2), (2, 1), "SAME", axis=(1, 2)), (2, 6, 7, 3)
+    )
+
+    @pytest.mark.parametrize("axes", [(-3, -2), (-3, -1), (-4, -2), (-1,), (-4, -3, -1)])
+    def test_put_is_the_transpose_of_take(self, axes):
+        shape = (4, 5, 3, 2)
+        sizes = [shape[a] for a in axes]
+        out = list(shape)
+        for a in axes:
+            out[a] = 2
+        x, y = normals(*shape), normals(*out, seed=1)
+        index = np.random.default_rng(0).integers(-1, math.prod(sizes), out)
+        taken = engine.take(x, jnp.asarray(index), axes)
+        put = engine.put(y, jnp.asarray(index), axes, sizes)
+        assert put.shape == x.shape
+        np.testing.assert_allclose((taken * y).sum(), (x * put).sum(), rtol=1e-4)
+        assert not np.asarray(taken)[index < 0].any()
+
+    def test_index_points_at_the_extremum(self):
+        x = np.round(normals(2, 6, 7, 3))
+        for largest in (True, False):
+            index = engine.window_index(x, self.geometry, largest)
+            y = engine.window_extremum(x, self.geometry, largest)
+            taken = engine.take(x, index, self.geometry.pooled)
+            np.testing.assert_array_equal(taken, y)
+
+    def test_gradient_in_half_precision_adds_in_float32(self):
+        x = jnp.zeros((31, 31, 1), jnp.bfloat16).at[15, 15].set(1)
+        f = lambda x: jaxpool.max_pool(x, (31, 31), padding=15).sum()  # noqa: E731
+        assert jax.grad(f)(x)[15, 15, 0] == jnp.bfloat16(961)
+
+    def test_never_a_negative_or_dilated_pad(self):
+        calls = []
+        for f in (jaxpool.max_pool, jaxpool.avg_pool):
+            for strides in (1, 2, 3, 5):
+                for ceil_mode in (False, True):
+                    g = lambda x, f=f, s=strides, c=ceil_mode: f(  # noqa: E731
+                        x, (2, 3), s, ceil_mode=c
+                    ).sum()
+                    calls.append(str(jax.make_jaxpr(g)(normals(1, 7, 8, 1))))
+        text = "\n".join(calls)
+        assert "reduce_window" in text
+        assert "(-" not in text.split("padding=", 1)[1].replace("axes=(-", "")
+        assert "base_dilation=(1, 1, 1, 1)" in text
+        assert "base_dilation=(2" not in text
+
+    @pytest.mark.parametrize("strides", [(2, 2), (2, 1), (3, 3)])
+    @pytest.mark.parametrize("window", [(1, 1), (2, 1), (2, 2)])
+    def test_gradient_of_a_large_mean(self, window, strides):
+        # XLA's CPU backend has miscompiled dilated sums of 8192 elements and more.
+        x = normals(2, 96, 64, 8)
+        y = jaxpool.avg_pool(x, window, strides)
+        g = normals(*y.shape, seed=1)
+        _, pullback = jax.vjp(lambda x: jaxpool.avg_pool(x, window, strides), x)
+        expected = np.zeros(x.shape)
+        for i in range(window[0]):
+            for j in range(window[1]):
+                rows = slice(i, i + (y.shape[1] - 1) * strides[0] + 1, strides[0])
+                columns = slice(j, j + (y.shape[2] - 1) * strides[1] + 1, strides[1])
+                expected[:, rows, columns] += g / math.prod(window)
+        np.testing.assert_allclose(pullback(g)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_mean_of_threes_is_three():
+    for size in range(1, 40):
+        assert jaxpool.avg_pool(jnp.full((size, 1), 3.0), (size,))[0, 0] == 3
+        assert jaxpool.global_avg_pool(jnp.full((1, size, 1), 3.0))[0, 0] == 3
+
+
+def test_output_shape():
+    shape = (8, 112, 111, 64)
+    for kwargs in (
+        {"strides": (2, 2), "padding": "SAME"},
+        {"strides": 2, "ceil_mode": True, "axis": (1, 2)},
+        {"window_dilation": (3, 1), "padding": ((1, 2), 0)},
+    ):
+        expected = jax.eval_shape(
+            lambda x, k=kwargs: jaxpool.max_pool(x, (3, 2), **k),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        )
+        assert jaxpool.output_shape(shape, (3, 2), **kwargs) == expected.shape
+    with pytest.raises(ValueError, match="`input_shape` must be at least 0; got -1"):
+        jaxpool.output_shape((-1, 4, 4, 3), (2, 2))
+
+
+def test_symbolic_pooled_axes_are_refused():
+    shape = jax.export.symbolic_shape("batch, height, 6, 3")
+    with pytest.raises(ValueError, match="must have pooled axes of known size"):
+        jax.eval_shape(
+            lambda x: jaxpool.max_pool(x, (2, 2)),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        )
