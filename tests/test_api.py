@@ -70,7 +70,9 @@ def test_imports_run_one_way(path):
 
 
 def test_one_door_to_xla():
-    users = [p.name for p in ROOT.rglob("*.py") if "lax.reduce_window(" in p.read_text()]
+    users = [
+        p.name for p in ROOT.rglob("*.py") if "lax.reduce_window(" in p.read_text()
+    ]
     assert users == ["engine.py"]
 
 

@@ -1,5 +1,7 @@
 """Modules of both Flax APIs are their functions, and behave as Flax's own layers do."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +116,7 @@ class TestSampling:
     """`StochasticPool` follows each framework's `Dropout`."""
 
     x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
-    window = {"window_shape": (2, 2), "strides": (2, 2)}
+    window: ClassVar = {"window_shape": (2, 2), "strides": (2, 2)}
     mean = jaxpool.stochastic_pool(x, **window, deterministic=True)
 
     def drawn(self, y):

@@ -17,9 +17,9 @@ from jaxpool._core.window import Window
 
 # The matrices A and B of the reference numbers.
 A = np.arange(16.0, dtype=np.float32).reshape(4, 4, 1)
-B = np.array(
-    [[0, 0, 1, 2], [0, 0, 3, 0], [-1, 2, 5, -3], [0.5, -4, 1, 1]], np.float32
-)[..., None]
+B = np.array([[0, 0, 1, 2], [0, 0, 3, 0], [-1, 2, 5, -3], [0.5, -4, 1, 1]], np.float32)[
+    ..., None
+]
 TWO = {"window_shape": (2, 2), "strides": (2, 2)}
 
 
@@ -74,7 +74,9 @@ class TestStochastic:
         assert abs(share - same) <= 4 * error
 
     def test_overlapping_windows_draw_independently(self):
-        drawn = self.draws(np.array([1.0, 1, 1], np.float32)[:, None], window_shape=(2,))
+        drawn = self.draws(
+            np.array([1.0, 1, 1], np.float32)[:, None], window_shape=(2,)
+        )
         # x is constant: look at where the gradient goes instead of the values.
         keys = jax.random.split(jax.random.key(0), 4096)
         x = jnp.ones((3, 1))
@@ -252,7 +254,9 @@ class TestEngine:
         Window.of("test", (3, 2), (2, 1), "SAME", axis=(1, 2)), (2, 6, 7, 3)
     )
 
-    @pytest.mark.parametrize("axes", [(-3, -2), (-3, -1), (-4, -2), (-1,), (-4, -3, -1)])
+    @pytest.mark.parametrize(
+        "axes", [(-3, -2), (-3, -1), (-4, -2), (-1,), (-4, -3, -1)]
+    )
     def test_put_is_the_transpose_of_take(self, axes):
         shape = (4, 5, 3, 2)
         sizes = [shape[a] for a in axes]

@@ -25,7 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.numerics import accumulation_dtype
+from jaxpool._core.numerics import accumulation_dtype, hide
 
 __all__ = [
     "flat_positions",
@@ -71,8 +71,7 @@ def window_extremum(
     first NaN where there is one, and 0 for all others. A window without elements gives
     the identity, and no gradient.
     """
-    if where is not None:
-        x = jnp.where(where, x, identity(x.dtype, largest))
+    x = hide(x, where, identity(x.dtype, largest))
     if jnp.issubdtype(x.dtype, jnp.floating):
         return _extremum(x, where, geometry, largest)
     return _reduce_extremum(x, geometry, largest)
@@ -186,16 +185,18 @@ def window_fold(
     """Each window folded with `op`, an associative function: its own derivatives hold.
 
     As in `lax.reduce_window`, `init` enters each window once and each element of
-    padding again, so anything but an identity of `op` changes the result.
+    padding again, so anything but an identity of `op` changes the result. Half
+    precision folds in float32.
     """
-    init = jnp.asarray(init, x.dtype)
+    dtype, x = x.dtype, x.astype(accumulation_dtype(x.dtype))
+    init = jnp.asarray(init).astype(x.dtype)
     x = lax.pad(x, init, [(low, high, 0) for low, high in geometry.pads(x.ndim)])
     for a in reversed(geometry.axes):  # the last axis first: row-major order
         axis, extent = x.ndim + a.axis, (a.out - 1) * a.stride + 1
         starts = [k * a.dilation for k in range(a.window)]
         taps = [lax.slice_in_dim(x, i, i + extent, a.stride, axis) for i in starts]
         x = functools.reduce(op, taps)
-    return op(jnp.broadcast_to(init, x.shape), x)
+    return op(jnp.broadcast_to(init, x.shape), x).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)

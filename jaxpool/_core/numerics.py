@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 __all__ = [
     "accumulation_dtype",
     "divide",
+    "hide",
     "mean_dtype",
     "power_of_two_scale",
     "safe_power",
@@ -52,6 +53,19 @@ def _divide_jvp(primals, tangents):
     total, count = primals
     tangent = tangents[0]
     return divide(total, count), tangent / jnp.asarray(count).astype(tangent.dtype)
+
+
+def hide(
+    x: jax.Array, where: jax.Array | None, value: ArrayLike | None = None
+) -> jax.Array:
+    """Returns `x` with `value` (0) where the mask is False.
+
+    What a mask hides must go before a formula sees it: the derivative of the formula
+    at a hidden NaN or infinity, times 0, is NaN.
+    """
+    if where is None:
+        return x
+    return jnp.where(where, x, jnp.zeros((), x.dtype) if value is None else value)
 
 
 def power_of_two_scale(

@@ -11,7 +11,13 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import laid, whole
 from jaxpool._core.engine import window_sum
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype, sum_dtype
+from jaxpool._core.numerics import (
+    accumulation_dtype,
+    divide,
+    hide,
+    mean_dtype,
+    sum_dtype,
+)
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
@@ -158,9 +164,7 @@ def global_avg_pool(
 def masked_sum(x: jax.Array, geometry: Geometry, where: jax.Array | None) -> jax.Array:
     """The sum of each window's True elements, in the dtype it accumulates in."""
     x = x.astype(accumulation_dtype(sum_dtype(x.dtype)))
-    if where is not None:
-        x = jnp.where(where, x, jnp.zeros((), x.dtype))
-    return window_sum(x, geometry)
+    return window_sum(hide(x, where), geometry)
 
 
 def element_count(

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, whole
 from jaxpool._core.engine import window_extremum
-from jaxpool._core.numerics import accumulation_dtype, mean_dtype
+from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints
 from jaxpool._ops.average import masked_mean
@@ -61,6 +61,7 @@ def global_lse_pool(
     largest = window_extremum(lax.stop_gradient(wide), geometry, True, where)
     # inf - inf is NaN: where the largest is infinite it is the result.
     shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    wide = hide(wide, where, shift)
     mean = masked_mean(jnp.exp(sharpness * (wide - shift)), geometry, where, False)
     finite = jnp.isfinite(largest)
     y = jnp.log(jnp.where(finite, mean, 1)) / sharpness + shift

@@ -23,6 +23,7 @@ from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
+    hide,
     mean_dtype,
     power_of_two_scale,
     safe_power,
@@ -144,7 +145,7 @@ def global_gem_pool(
     wide = x.astype(accumulation_dtype(dtype))
     floor = as_parameter(caller, "eps", eps, wide, positive=True)
     order = as_parameter(caller, "p", p, wide, positive=True)
-    wide = jnp.where(wide > floor, wide, floor + 0 * jax.lax.stop_gradient(wide))
+    wide = hide(jnp.where(wide <= floor, floor, wide), where)
     scale = power_of_two_scale(wide, geometry.pooled, order)
     mean = masked_mean(safe_power(wide / scale, order), geometry, where, False)
     y = (safe_power(mean, 1 / order) * scale).astype(dtype)
@@ -160,7 +161,7 @@ def _norm(
     normalize: bool,
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
-    x = x.astype(accumulation_dtype(dtype))
+    x = hide(x.astype(accumulation_dtype(dtype)), where)
     size = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, with gradient 0 at 0
     if isinstance(p, float) and p == math.inf:
         y = window_extremum(size, geometry, True, where)

@@ -14,7 +14,12 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_key, laid
 from jaxpool._core.engine import take, window_sample, window_sum
-from jaxpool._core.numerics import accumulation_dtype, mean_dtype, power_of_two_scale
+from jaxpool._core.numerics import (
+    accumulation_dtype,
+    hide,
+    mean_dtype,
+    power_of_two_scale,
+)
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding
 
@@ -81,9 +86,7 @@ def stochastic_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
-    x = x.astype(accumulation_dtype(dtype))
-    if where is not None:
-        x = jnp.where(where, x, 0)
+    x = hide(x.astype(accumulation_dtype(dtype)), where)
     activation = jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
     # The sum of all is finite exactly where all are: scaling rules out overflow.
     scale = power_of_two_scale(activation, geometry.pooled, 2)
