@@ -144,7 +144,7 @@ def test_readme_names_every_op():
 def test_readme_example_runs():
     code = README.split("```python\n")[1].split("```")[0]
     promotion = "import jax; jax.config.update('jax_legacy_prng_key', 'error')\n"
-    check = "assert logits.shape == (8, 10) and y.shape == (8, 16, 16, 3)\n"
+    check = "assert logits.shape == (8, 10)\n"
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", promotion + code + check],
         capture_output=True,

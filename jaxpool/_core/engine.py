@@ -40,8 +40,7 @@ __all__ = [
     "window_sum",
 ]
 
-# Sampling visits a window's elements one by one. Up to this many, the loop is unrolled
-# so that XLA can fuse it.
+# Up to this many elements of a window are visited by unrolled code, which XLA fuses.
 _UNROLLED_TAPS = 32
 
 
@@ -100,10 +99,14 @@ def _reduce_extremum(x, geometry, largest):
     native = functools.partial(_native_extremum, geometry=geometry, largest=largest)
 
     def without_losing_nan(x):
+        if sum(a.window for a in geometry.axes) <= _UNROLLED_TAPS:
+            op = lax.max if largest else lax.min
+            return window_fold(x, identity(x.dtype, largest), op, geometry)
         nan = _native_extremum((x != x).astype(np.int8), geometry, True) > 0
         return jnp.where(nan, np.array(np.nan, x.dtype), native(x))
 
     # Since jax 0.10, XLA's CPU backend drops every NaN where windows do not overlap.
+    # The maximum of two arrays keeps it; for large windows NaN is looked for apart.
     loses_nan = geometry.disjoint or geometry.whole
     if loses_nan and jnp.issubdtype(x.dtype, jnp.floating):
         return lax.platform_dependent(x, cpu=without_losing_nan, default=native)
