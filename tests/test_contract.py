@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from contract import CASES, bad_input, typical, wrong
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jaxpool
@@ -257,6 +257,27 @@ def test_sharded_over_the_batch(case):
     result = jax.jit(gradient)(sharded)
     agree(result, gradient(x), **F32)
     assert len(result.sharding.device_set) == 2
+
+
+@every_op
+def test_shard_map_and_explicit_sharding(case):
+    axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
+    f, x = case.function(**axis), jnp.asarray(case.input(batch=(4,)))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(jax.tree.leaves(f(x))[0] ** 2))(x)
+
+    rows = PartitionSpec("rows")
+    for g in (f, gradient):
+        expected = g(x)
+        manual = Mesh(np.array(jax.devices()), ("rows",))
+        mapped = jax.shard_map(g, mesh=manual, in_specs=rows, out_specs=rows)
+        agree(jax.jit(mapped)(x), expected, **F32)
+        explicit = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+        with jax.set_mesh(explicit):
+            y = jax.jit(g)(jax.device_put(x, NamedSharding(explicit, rows)))
+        agree(y, expected, **F32)
+        assert jax.tree.leaves(y)[0].sharding.spec[0] == "rows"
 
 
 @every_op

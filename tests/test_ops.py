@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jaxpool
@@ -122,6 +123,19 @@ class TestStochastic:
         with jax.debug_key_reuse(True):
             jax.jit(f)(keys[0])
 
+    def test_sharded(self):
+        x, key = normals(4, 6, 6, 3), jax.random.key(1)
+        f = lambda x: jaxpool.stochastic_pool(x, **TWO, key=key)  # noqa: E731
+        rows = PartitionSpec("rows")
+        manual = Mesh(np.array(jax.devices()), ("rows",))
+        mapped = jax.shard_map(f, mesh=manual, in_specs=rows, out_specs=rows)
+        each = np.concatenate([f(x[:2]), f(x[2:])])
+        np.testing.assert_array_equal(jax.jit(mapped)(x), each)
+        explicit = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+        with jax.set_mesh(explicit):
+            y = jax.jit(f)(jax.device_put(x, NamedSharding(explicit, rows)))
+        np.testing.assert_array_equal(y, f(x))
+
     def test_mask_and_large_numbers(self):
         x = jnp.array([1e30, 3e30, 2e30, 5.0])[:, None]
         mean = jaxpool.stochastic_pool(x, (3,), deterministic=True)
@@ -161,6 +175,21 @@ class TestUnpool:
         f = lambda v: (jaxpool.max_unpool(v, indices, (5,)) ** 2).sum()  # noqa: E731
         np.testing.assert_array_equal(jax.grad(f)(values), [[0], [4], [0]])
         check_grads(f, (values,), order=2)
+
+    def test_shard_map(self):
+        def there_and_back(x):
+            return jaxpool.max_unpool(
+                *jaxpool.max_pool_with_argmax(x, **TWO), x.shape[1:3]
+            )
+
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sum(there_and_back(x) ** 2))(x)
+
+        x, rows = normals(4, 6, 6, 3), PartitionSpec("rows")
+        mesh = Mesh(np.array(jax.devices()), ("rows",))
+        for f in (there_and_back, gradient):
+            mapped = jax.shard_map(f, mesh=mesh, in_specs=rows, out_specs=rows)
+            np.testing.assert_array_equal(jax.jit(mapped)(x), f(x))
 
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),

@@ -215,10 +215,11 @@ def window_sample(weights: jax.Array, geometry: Geometry, key: jax.Array) -> jax
     ndim, axes = weights.ndim, geometry.axes
     shape = geometry.out_shape(weights.shape)
     strides = _flat_strides(geometry.sizes)
-    threshold = window_sum(weights, geometry)
-    threshold *= jax.random.uniform(key, shape, weights.dtype)
+    total = window_sum(weights, geometry)
+    threshold = total * jax.random.uniform(key, shape, weights.dtype)
 
-    first = jnp.zeros(shape, jnp.int32)  # flat index of each window's first element
+    # The flat index of each window's first element, laid out on devices as the sums.
+    first = (total * 0).astype(jnp.int32)
     for a, stride in zip(axes, strides, strict=True):
         window = lax.broadcasted_iota(jnp.int32, shape, ndim + a.axis)
         first += (window * a.stride - a.low) * stride
@@ -244,7 +245,7 @@ def window_sample(weights: jax.Array, geometry: Geometry, key: jax.Array) -> jax
         chosen = (here > 0) & (below <= threshold)
         return below + here, jnp.where(chosen, first + shift, index)
 
-    state = (jnp.zeros(shape, weights.dtype), jnp.full(shape, -1, jnp.int32))
+    state = (threshold * 0, first * 0 - 1)
     unroll = geometry.taps <= _UNROLLED_TAPS
     taps = np.int32(geometry.taps)
     return lax.fori_loop(np.int32(0), taps, visit, state, unroll=unroll)[1]
@@ -273,12 +274,17 @@ def put(
     The transpose of `take`; `sizes` are those of the result along `axes`. An index of
     -1 adds nothing.
     """
-    shape = list(y.shape)
-    for a, size in zip(axes, sizes, strict=True):
-        shape[a] = size
-    read = functools.partial(take, index=index, axes=axes)
-    transpose = jax.linear_transpose(read, jax.ShapeDtypeStruct(tuple(shape), y.dtype))
-    return transpose(y)[0]
+
+    def in_plane(y, index):
+        zeros = jnp.zeros(math.prod(sizes), accumulation_dtype(y.dtype))
+        target = _within(index, sizes)
+        return zeros.at[target].add(y.astype(zeros.dtype), mode="drop").astype(y.dtype)
+
+    flat, axis = _merge(y, axes)
+    positions, _ = _merge(index, axes)
+    planes = jnp.vectorize(in_plane, signature="(n),(n)->(m)")
+    x = planes(jnp.moveaxis(flat, axis, -1), jnp.moveaxis(positions, axis, -1))
+    return _split(jnp.moveaxis(x, -1, axis), axes, sizes)
 
 
 def flat_positions(shape: Sequence[Any], axes: Sequence[int]) -> jax.Array:
@@ -300,8 +306,7 @@ def last_claims(
 
     def in_plane(index):
         order = jnp.arange(index.size, dtype=jnp.int32)
-        # Scatter drops what is out of bounds, but would count -1 from the end.
-        target = jnp.where(index >= 0, index, math.prod(sizes))
+        target = _within(index, sizes)
         last = jnp.full(math.prod(sizes), -1, jnp.int32)
         last = last.at[target].max(order, mode="drop")
         return (index >= 0) & (last.at[target].get(mode="clip") == order)
@@ -310,6 +315,11 @@ def last_claims(
     planes = jnp.vectorize(in_plane, signature="(n)->(n)")
     last = jnp.moveaxis(planes(jnp.moveaxis(flat, axis, -1)), -1, axis)
     return _split(last, axes, [index.shape[a] for a in axes])
+
+
+def _within(index: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Moves -1, which scatter counts from the end, to where scatter drops it."""
+    return jnp.where(index >= 0, index, math.prod(sizes))
 
 
 def _flat_strides(sizes: Sequence[int]) -> list[int]:

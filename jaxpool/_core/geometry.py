@@ -141,25 +141,24 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             low = total // 2 if padding == "SAME" else total - total // 2
             high = total - low
         else:
-            low, high = (0, 0) if padding == "VALID" else padding[i]  # type: ignore[misc]
-            room = size + int(low) + int(high) - span
+            low, high = (0, 0) if isinstance(padding, str) else padding[i]
+            room = size + low + high - span
             out = (room + (s - 1 if window.ceil_mode else 0)) // s + 1
             # The last window must start inside the input or its padding in front.
-            if window.ceil_mode and (out - 1) * s >= size + int(low):
+            if window.ceil_mode and (out - 1) * s >= size + low:
                 out -= 1
-        if k < 1 or size < 1 or out < 1:
+        if size < 1:
+            rule = "must have elements along the pooled axes"
+            raise fail(window.caller, "x", rule, f"size {size} on axis {axis}")
+        if out < 1:
             rule = (
                 f"leaves nothing to pool: a window of {span} with padding "
                 f"{(low, high)} on axis {axis} of size {size}"
             )
             shape = window.shape
             raise fail(window.caller, "window_shape", rule, shape)
-        overhang = (out - 1) * s + span - size - int(low)
-        laid.append(
-            Axis(
-                axis, size, k, s, d, int(low), max(int(high), overhang), int(high), out
-            )
-        )
+        overhang = (out - 1) * s + span - size - low
+        laid.append(Axis(axis, size, k, s, d, low, max(high, overhang), high, out))
     return Geometry(tuple(sorted(laid, key=lambda a: a.axis)))
 
 

@@ -74,17 +74,11 @@ def avg_pool(
 
     Args:
       x: `[B..., S..., C]` as in :func:`max_pool`; complex inputs are welcome.
-      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
-        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`. What a mask hides is not counted either.
       count_include_pad: whether :math:`n_o` counts the padding that was asked for, as
         zeros; what `ceil_mode` adds behind it never counts (PyTorch's rule).
       divisor_override: a number other than 0 to divide every sum by instead.
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
-      where: see above; elements that are not True count for nothing.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in

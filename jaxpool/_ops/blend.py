@@ -46,16 +46,10 @@ def mixed_pool(
 
     Args:
       x: `[B..., S..., C]` as in :func:`max_pool`.
-      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
-        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
       alpha: the weight of the maximum: a scalar, one value a channel, or whatever
         broadcasts to the result. It is not confined to [0, 1].
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
-      where: see above.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window

@@ -42,9 +42,7 @@ def global_lse_pool(
       x: `[B, S..., C]`, real.
       r: the sharpness, greater than 0, in units of 1 / x: a scalar, or one value a
         channel. Near 0 the mean, and as it grows the maximum.
-      axis: as in :func:`global_max_pool`, like `keepdims` and `where`.
-      keepdims: see above.
-      where: see above.
+      axis, keepdims, where: as in :func:`global_max_pool`.
 
     Returns:
       `[B, C]`; floats in the dtype of `x`, integers as floats; -inf where nothing takes

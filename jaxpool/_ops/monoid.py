@@ -44,13 +44,8 @@ def pool(
       init: a scalar :math:`e`, with which padding is filled too: an identity of
         `reduce_fn`, if windows and padding are not to add anything of their own.
       reduce_fn: an associative function of two arrays, element by element.
-      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
-        `ceil_mode` and `axis`: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis: the window, as
+        in :func:`max_pool`.
 
     Returns:
       `[B..., O..., C]` in the dtype of `x`.

@@ -60,17 +60,11 @@ def lp_pool(
 
     Args:
       x: `[B..., S..., C]` as in :func:`max_pool`.
-      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
-        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
       p: the order, greater than 0: a scalar, or one value a channel. `math.inf` is the
         largest magnitude.
       normalize: whether to take the mean of the powers instead of their sum.
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
-      where: see above.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
@@ -128,9 +122,7 @@ def global_gem_pool(
       x: `[B, S..., C]`, real.
       p: the order, greater than 0: a scalar, or one value a channel.
       eps: the lower bound, greater than 0, in units of `x`.
-      axis: as in :func:`global_max_pool`, like `keepdims` and `where`.
-      keepdims: see above.
-      where: see above.
+      axis, keepdims, where: as in :func:`global_max_pool`.
 
     Returns:
       `[B, C]`; floats in the dtype of `x`, integers as floats; 0 where nothing takes

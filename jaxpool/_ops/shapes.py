@@ -29,12 +29,8 @@ def output_shape(
 
     Args:
       input_shape: sizes of all axes.
-      window_shape: the window, as are the other arguments: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis: the window, as
+        in :func:`max_pool`.
 
     Returns:
       Sizes of all axes of the result.

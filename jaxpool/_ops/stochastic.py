@@ -56,16 +56,10 @@ def stochastic_pool(
 
     Args:
       x: `[B..., S..., C]` as in :func:`max_pool`.
-      window_shape: the window, as are `strides`, `padding`, `window_dilation`,
-        `ceil_mode`, `axis` and `where`: see :func:`max_pool`.
-      strides: see above.
-      padding: see above.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
       key: a PRNG key, typed or raw; the same key draws the same elements.
       deterministic: whether to return the expectation, which needs no key.
-      window_dilation: see above.
-      ceil_mode: see above.
-      axis: see above.
-      where: see above.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window with
