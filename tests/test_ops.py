@@ -136,6 +136,15 @@ class TestStochastic:
             y = jax.jit(f)(jax.device_put(x, NamedSharding(explicit, rows)))
         np.testing.assert_array_equal(y, f(x))
 
+    def test_export_with_symbolic_batch(self):
+        x, key = normals(3, 6, 6, 2), jax.random.key(1)
+        f = lambda x, key: jaxpool.stochastic_pool(x, **TWO, key=key)  # noqa: E731
+        shape = jax.export.symbolic_shape("batch, 6, 6, 2")
+        spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+        platforms = ["cpu", "cuda", "tpu"]
+        exported = jax.export.export(jax.jit(f), platforms=platforms)(spec, key)
+        np.testing.assert_array_equal(exported.call(x, key), f(x, key))
+
     def test_mask_and_large_numbers(self):
         x = jnp.array([1e30, 3e30, 2e30, 5.0])[:, None]
         mean = jaxpool.stochastic_pool(x, (3,), deterministic=True)
@@ -168,6 +177,23 @@ class TestUnpool:
         pooled = {None: (1, 2), (-2, -1): (2, 3)}.get(axis, (1, 3))
         last = [np.moveaxis(a, pooled, (1, 2)) for a in (values, indices, y)]
         np.testing.assert_array_equal(last[2], oracle.unpool(*last[:2], (4, 5)))
+
+    @pytest.mark.parametrize("batch", [(), (0,), (2, 3)], ids=str)
+    def test_any_number_of_batch_axes(self, batch):
+        x = normals(*batch, 4, 6, 2)
+        values, indices = jaxpool.max_pool_with_argmax(x, **TWO)
+        y = jax.jit(lambda v, i: jaxpool.max_unpool(v, i, (4, 6)))(values, indices)
+        np.testing.assert_array_equal(y, oracle.unpool(values, indices, (4, 6)))
+
+    def test_export_with_symbolic_batch(self):
+        f = lambda x: jaxpool.max_unpool(  # noqa: E731
+            *jaxpool.max_pool_with_argmax(x, **TWO), (6, 6)
+        )
+        shape = jax.export.symbolic_shape("batch, 6, 6, 2")
+        spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+        exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(spec)
+        x = normals(3, 6, 6, 2)
+        np.testing.assert_array_equal(exported.call(x), f(x))
 
     def test_gradient_goes_to_what_was_written(self):
         values = jnp.array([[1.0], [2.0], [3.0]])

@@ -156,7 +156,7 @@ def window_index(
         a_nan, b_nan = a_value != a_value, b_value != b_value
         wins = b_value > a_value if largest else b_value < a_value
         ties = (b_value == a_value) | (a_nan & b_nan)
-        wins = (wins & ~a_nan) | (b_nan & ~a_nan) | (ties & (b_index < a_index))
+        wins |= (b_nan & ~a_nan) | (ties & (b_index < a_index))
         wins = (b_index >= 0) & ((a_index < 0) | wins)
         return lax.select(wins, b_value, a_value), lax.select(wins, b_index, a_index)
 
