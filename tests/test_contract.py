@@ -45,6 +45,16 @@ def test_equals_the_oracle(case):
 
 
 @every_op
+def test_is_what_its_row_says(case):
+    f = case.differentiable
+    x, z = case.input(), case.input(seed=1)
+    mixed, expected = f(2 * x - 3 * z), 2 * f(x) - 3 * f(z)
+    assert np.allclose(mixed, expected, rtol=1e-5, atol=1e-5) == case.op.linear
+    if case.op.monotone:
+        assert np.all(f(x + np.abs(z)) >= f(x))
+
+
+@every_op
 def test_any_layout(case):
     x = case.input()
     if case.op.kind == "global":

@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from contract import typical
 from flax import linen as nn
@@ -179,7 +180,7 @@ class TestSampling:
             module.apply({}, self.x)
 
 
-def test_sequential_and_state():
+def test_sequential_and_checkpoint(tmp_path):
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(
         nnx.Conv(3, 4, (3, 3), rngs=rngs),
@@ -193,11 +194,18 @@ def test_sequential_and_state():
     x = np.random.default_rng(0).random((2, 9, 9, 3), np.float32)
     expected = model(x)
     assert expected.shape == (2, 4)
-    graph, state = nnx.split(model)
-    # What a checkpoint does: the state leaves as plain arrays and comes back.
-    leaves, structure = jax.tree.flatten(state)
-    restored = jax.tree.unflatten(structure, leaves)
-    equal(nnx.merge(graph, restored)(x), expected)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", params)
+        checkpointer.wait_until_finished()
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        restored = checkpointer.restore(tmp_path / "params", zeros)
+    nnx.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    assert (model(x) != expected).any()
+    state = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(state, restored)
+    nnx.update(model, state)
+    equal(model(x), expected)
     assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == 4
 
 
