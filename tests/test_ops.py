@@ -28,6 +28,16 @@ def normals(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def equations(jaxpr):
+    """All equations of a program, those of the programs within it too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for leaf in jax.tree.leaves(equation.params):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 class TestStochastic:
     def draws(self, x, n=4096, **window):
         keys = jax.random.split(jax.random.key(0), n)
@@ -62,11 +72,10 @@ class TestStochastic:
         drawn = self.draws(x, **spec)
         expected = jaxpool.stochastic_pool(x, **spec, deterministic=True)
         error = drawn.std(0) / math.sqrt(len(drawn))
-        # 5 rather than 4 standard errors: there are 144 windows.
-        assert (np.abs(drawn.mean(0) - expected) <= 5 * error + 1e-6).all()
+        assert (np.abs(drawn.mean(0) - expected) <= 4 * error + 1e-6).all()
 
     def test_windows_draw_independently(self):
-        # Two windows over the same two elements, through stride 0 along a new axis.
+        # 64 planes with the same two elements: neighbouring planes agree by chance.
         x = np.tile(np.array([1.0, 2.0], np.float32), (64, 1))[..., None]
         drawn = self.draws(x, n=64, window_shape=(2,))[..., 0, 0]
         share = (drawn[:, ::2] == drawn[:, 1::2]).mean()
@@ -339,20 +348,19 @@ class TestEngine:
         f = lambda x: jaxpool.max_pool(x, (31, 31), padding=15).sum()  # noqa: E731
         assert jax.grad(f)(x)[15, 15, 0] == jnp.bfloat16(961)
 
-    def test_never_a_negative_or_dilated_pad(self):
-        calls = []
-        for f in (jaxpool.max_pool, jaxpool.avg_pool):
-            for strides in (1, 2, 3, 5):
-                for ceil_mode in (False, True):
-                    g = lambda x, f=f, s=strides, c=ceil_mode: f(  # noqa: E731
-                        x, (2, 3), s, ceil_mode=c
-                    ).sum()
-                    calls.append(str(jax.make_jaxpr(g)(normals(1, 7, 8, 1))))
-        text = "\n".join(calls)
-        assert "reduce_window" in text
-        assert "(-" not in text.split("padding=", 1)[1].replace("axes=(-", "")
-        assert "base_dilation=(1, 1, 1, 1)" in text
-        assert "base_dilation=(2" not in text
+    @pytest.mark.parametrize("op", [jaxpool.max_pool, jaxpool.avg_pool])
+    @pytest.mark.parametrize("strides", [1, 2, 3, 5])
+    @pytest.mark.parametrize("ceil_mode", [False, True])
+    def test_never_a_negative_or_dilated_pad(self, op, strides, ceil_mode):
+        def f(x):
+            return op(x, (2, 3), strides, ceil_mode=ceil_mode)
+
+        program = jax.make_jaxpr(f)(normals(1, 7, 8, 1)).jaxpr
+        windows = [e for e in equations(program) if "window_dimensions" in e.params]
+        assert windows
+        for window in windows:
+            assert min(min(pair) for pair in window.params["padding"]) >= 0
+            assert set(window.params["base_dilation"]) == {1}
 
     @pytest.mark.parametrize("strides", [(2, 2), (2, 1), (3, 3)])
     @pytest.mark.parametrize("window", [(1, 1), (2, 1), (2, 2)])
