@@ -16,9 +16,14 @@ alone.
                global_lp_pool  global_gem_pool  global_lse_pool
                global_avgmax_pool  global_catavgmax_pool
   shapes       output_shape
+
+`lowering` is a context in which windows are computed in another form.
 """
 
+from jaxpool._core.lowering import lowering
 from jaxpool._ops import *
 from jaxpool._ops import __all__ as __all__
+
+__all__ += ["lowering"]
 
 __version__ = "0.1.0"

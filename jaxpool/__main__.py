@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True)
     _add_compare(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -74,6 +75,58 @@ def _add_compare(commands) -> None:
     )
 
 
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time pooling side by side with other frameworks",
+        description="Times jaxpool, and the frameworks that are installed, on the "
+        "windows of real networks; reports times as ratios, and memory.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(handler=_bench)
+    option = parser.add_argument
+    option("--quick", action="store_true", help="a third of the cases, small batches")
+    option("--ops", type=_names, default="max,avg", metavar="NAME,...", help="max, avg")
+    option(
+        "--dtype",
+        type=_names,
+        default="f32",
+        metavar="NAME,...",
+        help="f32, bf16, f16",
+    )
+    option(
+        "--suite",
+        type=_names,
+        default="models",
+        metavar="NAME,...",
+        help="models, windows, batch, channels",
+    )
+    option(
+        "--peers",
+        type=_names,
+        default="flax,equinox,keras,torch",
+        metavar="NAME,...",
+        help="whom to compare with; those not installed are left out",
+    )
+    option(
+        "--layout",
+        default="channels_last",
+        help="channels_last or channels_first, for those who know both",
+    )
+    option("--rounds", type=int, default=9, help="rounds of timing, at most")
+    option(
+        "--model",
+        help="time training steps of networks in place of pools: small, resnet18, "
+        "unet or all",
+    )
+    option(
+        "--out",
+        default="jaxpool-bench",
+        metavar="DIR",
+        help="where results go, in place of earlier ones",
+    )
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -97,6 +150,23 @@ def _compare(arguments: list[str], options: dict) -> int:
         print(f"Interrupted. To go on: jaxpool {again}", file=sys.stderr)
         return 130
     return 0
+
+
+def _bench(arguments: list[str], options: dict) -> int:
+    del arguments
+    try:
+        from jaxpool.bench import UserError, bench, print_tables
+    except ModuleNotFoundError as error:
+        extra = f"needs the package {error.name}: pip install 'jaxpool[bench]'"
+        print(f"jaxpool bench: {extra}", file=sys.stderr)
+        return 2
+    try:
+        results = bench(**options)
+    except (UserError, OSError) as error:
+        print(f"jaxpool bench: {error}", file=sys.stderr)
+        return 2
+    print_tables(results)
+    return 130 if results["interrupted"] else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import contextlib
 
 import jax
+import jax.export
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -35,7 +35,7 @@ def test_every_op_has_an_oracle_and_a_case():
     tested = {case.op.name for case in CASES}
     assert tested == set(oracle.ORACLES) == set(OPS) - {"max_unpool"}
     assert tested == {case.op.name for case in typical()}
-    assert set(OPS) | {"output_shape"} == set(jaxpool.__all__)
+    assert set(OPS) | {"lowering", "output_shape"} == set(jaxpool.__all__)
 
 
 @every_case

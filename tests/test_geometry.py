@@ -369,5 +369,7 @@ def test_axes_that_are_not_pooled_may_be_symbolic():
     assert symbolic is Geometry.of(window, (2, 8, 9, 3))
     out = symbolic.out_shape((batch, 8, 9, channels))
     assert out == (batch, 4, 5, channels)
-    with pytest.raises(ValueError, match="known size"):
-        Geometry.of(window, (2, batch, 9, 3))
+    pooled = Geometry.of(Window.of("pool", (3, 3), (2, 2)), (2, batch, 9, 3))
+    assert pooled.symbolic
+    assert not symbolic.symbolic
+    assert pooled.out_shape((2, batch, 9, 3)) == (2, (batch - 3) // 2 + 1, 4, 3)

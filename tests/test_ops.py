@@ -1,6 +1,7 @@
 """What is special to one op: limits, extremes, chances, and numbers from papers."""
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -338,8 +339,7 @@ class TestEngine:
     def test_index_points_at_the_extremum(self):
         x = np.round(normals(2, 6, 7, 3))
         for largest in (True, False):
-            index = engine.window_index(x, self.geometry, largest)
-            y = engine.window_extremum(x, self.geometry, largest)
+            y, index = engine.window_choice(x, self.geometry, largest)
             taken = engine.take(x, index, self.geometry.pooled)
             np.testing.assert_array_equal(taken, y)
 
@@ -355,7 +355,8 @@ class TestEngine:
         def f(x):
             return op(x, (2, 3), strides, ceil_mode=ceil_mode)
 
-        program = jax.make_jaxpr(f)(normals(1, 7, 8, 1)).jaxpr
+        with jaxpool.lowering("reduce_window"):
+            program = jax.make_jaxpr(f)(normals(1, 7, 8, 1)).jaxpr
         windows = [e for e in equations(program) if "window_dimensions" in e.params]
         assert windows
         for window in windows:
@@ -401,10 +402,48 @@ def test_output_shape():
         jaxpool.output_shape((-1, 4, 4, 3), (2, 2))
 
 
-def test_symbolic_pooled_axes_are_refused():
-    shape = jax.export.symbolic_shape("batch, height, 6, 3")
-    with pytest.raises(ValueError, match="must have pooled axes of known size"):
-        jax.eval_shape(
-            lambda x: jaxpool.max_pool(x, (2, 2)),
-            jax.ShapeDtypeStruct(shape, jnp.float32),
+class TestSymbolicSizes:
+    """Height and width that are known only when the exported program is called."""
+
+    CASES: ClassVar = {
+        "max": lambda x: jaxpool.max_pool(x, (3, 2), (2, 1), [(1, 1), (0, 1)]),
+        "max, same": lambda x: jaxpool.max_pool(x, (3, 3), (2, 2), "SAME"),
+        "argmax": lambda x: jaxpool.max_pool_with_argmax(x, (2, 2), (2, 2))[0],
+        "avg": lambda x: jaxpool.avg_pool(
+            x, (3, 3), (2, 2), "SAME", count_include_pad=False
+        ),
+        "sum": lambda x: jaxpool.sum_pool(x, (3, 3), (1, 1), 1),
+        "lp": lambda x: jaxpool.lp_pool(x, (2, 2), (2, 2), normalize=True),
+        "mixed": lambda x: jaxpool.mixed_pool(x, (2, 2), (2, 2)),
+        "global max": jaxpool.global_max_pool,
+        "global avg": jaxpool.global_avg_pool,
+        "global lse": jaxpool.global_lse_pool,
+    }
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_export(self, name):
+        f = self.CASES[name]
+
+        def loss(x):
+            return (f(x) ** 2).sum()
+
+        shape = jax.export.symbolic_shape(
+            "b, h, w, 3", constraints=["h >= 5", "w >= 5"]
         )
+        spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+        for function in (f, jax.grad(loss)):
+            exported = jax.export.export(jax.jit(function))(spec)
+            for sizes in ((2, 9, 11), (1, 6, 5)):
+                x = normals(*sizes, 3)
+                np.testing.assert_allclose(
+                    exported.call(x), function(x), rtol=1e-5, atol=1e-6
+                )
+
+    def test_rules_that_need_a_known_size(self):
+        spec = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, 6, 3"), "float32")
+        for f in (
+            lambda x: jaxpool.max_pool(x, (2, 2), ceil_mode=True),
+            lambda x: jaxpool.adaptive_max_pool(x, (2, 2)),
+        ):
+            with pytest.raises(ValueError, match="must have pooled axes of known size"):
+                jax.eval_shape(f, spec)

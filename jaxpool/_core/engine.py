@@ -4,16 +4,18 @@ Only this file calls `lax.reduce_window`. Ops see five functions, none of which 
 it is computed:
 
   window_extremum  the largest or smallest element of each window
-  window_index     where that element stands, as a flat index into the pooled axes
+  window_choice    that, and where it stands, as a flat index into the pooled axes
   window_sum       the sum of each window
   window_fold      any monoid over each window
-  window_sample    the index of an element drawn in proportion to its weight
+  window_sample    an element drawn in proportion to its weight
 
-and the linear pair through which every choice of one element is differentiated: `take`
-reads each window's chosen element, `put` is its transpose.
+All of them are differentiated as a choice of elements that adds up: `linear.read` and
+its transpose `linear.place`, one stage after the other. Where a choice is a flat index,
+`take` reads it and `put` is its transpose.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,24 +26,23 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxpool._core import linear, taps
 from jaxpool._core.geometry import Geometry
+from jaxpool._core.lowering import chosen_form
 from jaxpool._core.numerics import accumulation_dtype, hide
+from jaxpool._core.stages import MOST_TAPS, holds_nothing, stages, sum_stages
 
 __all__ = [
-    "flat_positions",
     "identity",
     "last_claims",
     "put",
     "take",
+    "window_choice",
     "window_extremum",
     "window_fold",
-    "window_index",
     "window_sample",
     "window_sum",
 ]
-
-# Up to this many elements of a window are visited by unrolled code, which XLA fuses.
-_UNROLLED_TAPS = 32
 
 
 def identity(dtype: Any, largest: bool) -> np.ndarray:
@@ -71,46 +72,121 @@ def window_extremum(
     the identity, and no gradient.
     """
     x = hide(x, where, identity(x.dtype, largest))
+    form = chosen_form(geometry)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return _extremum(x, where, geometry, largest)
-    return _reduce_extremum(x, geometry, largest)
+        return _extremum(x, where, geometry, largest, form)
+    return _value(x, geometry, largest, form)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _extremum(x, where, geometry, largest):
+def window_choice(
+    x: jax.Array, geometry: Geometry, largest: bool, where: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The extremum of each window and where it stands: int32, flat over pooled axes.
+
+    The index counts elements of the unpadded input in row-major order, whatever the
+    other axes. Among equal elements it is the lowest, NaN beats all numbers, and a
+    window without elements has -1. It has no derivative.
+    """
+    x = hide(x, where, identity(x.dtype, largest))
+    form = chosen_form(geometry)
+    y, codes = _choice(x, where, geometry, largest, form)
+    if form == "reduce_window":
+        return y, codes[0]
+    # Counted from 1, since what no code names reads 0.
+    index = taps.flat_positions(x.shape, geometry.pooled) + 1
+    return y, _read_all(index, stages(geometry), codes) - 1
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _extremum(x, where, geometry, largest, form):
     del where  # only the derivative has to tell a masked element from an equal one
-    return _reduce_extremum(x, geometry, largest)
+    return _value(x, geometry, largest, form)
 
 
 @_extremum.defjvp
-def _extremum_jvp(geometry, largest, primals, tangents):
+def _extremum_jvp(geometry, largest, form, primals, tangents):
     x, where = primals
-    tangent = tangents[0]
+    value = lambda x: _choice(x, where, geometry, largest, form)[0]  # noqa: E731
+    return jax.jvp(value, (x,), tangents[:1])
+
+
+def _choice(x, where, geometry, largest, form):
+    """The extremum of each window, with its derivative, and its codes, without."""
+    y, codes = _value_and_codes(lax.stop_gradient(x), where, geometry, largest, form)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        y = _chosen(x, y, codes, geometry, form)
+    return y, codes
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _chosen(x, y, codes, geometry, form):
+    """The elements of `x` that `codes` name, which are known to be `y`."""
+    del x, codes, geometry, form
+    return y
+
+
+@_chosen.defjvp
+def _chosen_jvp(geometry, form, primals, tangents):
+    x, y, codes = primals
+    # Transposed, these add: in float32, whatever the dtype.
+    tangent = tangents[0].astype(accumulation_dtype(x.dtype))
+    if form == "reduce_window":
+        tangent = take(tangent, codes[0], geometry.pooled)
+    else:
+        tangent = _read_all(tangent, stages(geometry), codes)
     # The decorated function, so that a second derivative follows this rule too.
-    y = _extremum(x, where, geometry, largest)
-    index = window_index(x, geometry, largest, where)
-    # A transposed `take` adds: in float32, whatever the dtype.
-    wide = tangent.astype(accumulation_dtype(tangent.dtype))
-    return y, take(wide, index, geometry.pooled).astype(tangent.dtype)
+    return _chosen(x, y, codes, geometry, form), tangent.astype(y.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _reduce_extremum(x, geometry, largest):
-    native = functools.partial(_native_extremum, geometry=geometry, largest=largest)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _value(x, geometry, largest, form):
+    if form == "reduce_window":
+        return _native_extremum(x, geometry, largest)
+    op, empty = lax.max if largest else lax.min, identity(x.dtype, largest)
+    for i, stage in enumerate(stages(geometry)):
+        # Without the barrier XLA computes a stage again for each tap of the next one.
+        x = taps.fold(lax.optimization_barrier(x) if i else x, stage, op, empty)
+    return x
 
-    def without_losing_nan(x):
-        if sum(a.window for a in geometry.axes) <= _UNROLLED_TAPS:
-            op = lax.max if largest else lax.min
-            return window_fold(x, identity(x.dtype, largest), op, geometry)
-        nan = _native_extremum((x != x).astype(np.int8), geometry, True) > 0
-        return jnp.where(nan, np.array(np.nan, x.dtype), native(x))
 
-    # Since jax 0.10, XLA's CPU backend drops every NaN where windows do not overlap.
-    # The maximum of two arrays keeps it; for large windows NaN is looked for apart.
-    loses_nan = geometry.disjoint or geometry.whole
-    if loses_nan and jnp.issubdtype(x.dtype, jnp.floating):
-        return lax.platform_dependent(x, cpu=without_losing_nan, default=native)
-    return native(x)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _value_and_codes(x, where, geometry, largest, form):
+    """The extremum of each window, and what its derivative needs to know of the choice.
+
+    That is one code for each stage; with `lax.reduce_window`, the flat index.
+    """
+    if form == "reduce_window":
+        index = _reduce_index(x, geometry, largest, where)
+        return _native_extremum(x, geometry, largest), (index,)
+    op, empty = lax.max if largest else lax.min, identity(x.dtype, largest)
+    codes, alive = [], where
+    for stage in stages(geometry):
+        # The barriers keep XLA from computing values and codes again for each tap of
+        # whatever uses them, and from keeping `x` until then.
+        y = lax.optimization_barrier(taps.fold(x, stage, op, empty))
+        code = _apart(taps.choose(x, y, stage, alive))
+        # A window without elements gives the identity, which is not to be chosen.
+        nothing = where is not None or holds_nothing(stage)
+        alive = code != taps.NONE.astype(code.dtype) if nothing else None
+        codes.append(code)
+        x = y
+    return x, tuple(codes)
+
+
+def _apart(code):
+    """Returns `code`, which XLA then computes once, and keeps instead of `x`.
+
+    XLA's CPU backend drops barriers before it fuses. What it can't see through is a
+    condition that holds, but might not.
+    """
+
+    def behind_condition(code):
+        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
+        return lax.cond(always, lambda code: code, lax.bitwise_not, code)
+
+    return lax.platform_dependent(
+        code, cpu=behind_condition, default=lax.optimization_barrier
+    )
 
 
 def _native_extremum(x, geometry, largest):
@@ -137,17 +213,9 @@ def _reduce_window(operand, init, op, geometry):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def window_index(
-    x: jax.Array, geometry: Geometry, largest: bool, where: jax.Array | None = None
-) -> jax.Array:
-    """Where each window's extremum stands: int32, flat over the pooled axes.
-
-    The index counts elements of the unpadded input in row-major order, whatever the
-    other axes. Among equal elements it is the lowest, NaN beats all numbers, and a
-    window without elements has -1. It has no derivative.
-    """
-    x = lax.stop_gradient(x)
-    index = flat_positions(x.shape, geometry.pooled)
+def _reduce_index(x, geometry, largest, where):
+    """The flat index of `window_choice`, by a reducer of (value, index)."""
+    index = taps.flat_positions(x.shape, geometry.pooled)
     if where is not None:
         index = jnp.where(where, index, -1)
 
@@ -161,22 +229,33 @@ def window_index(
         return lax.select(wins, b_value, a_value), lax.select(wins, b_index, a_index)
 
     init = (identity(x.dtype, largest), np.int32(-1))
-    if geometry.whole:
-        dims = tuple(x.ndim + a for a in geometry.pooled)
-        _, index = lax.reduce((x, index), init, first_winner, dims)
-        return jnp.expand_dims(index, geometry.pooled)
     # One axis after the other: the sum of the window's sizes, not their product.
     for axis in reversed(geometry.axes):
         x, index = _reduce_window((x, index), init, first_winner, Geometry((axis,)))
     return index
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
     """The sum of each window, in the dtype of `x`: y_o = sum_{i in W(o)} x_i."""
-    if geometry.whole:
-        return jnp.sum(x, geometry.pooled, dtype=x.dtype, keepdims=True)
-    return _reduce_window(x, np.array(0, x.dtype), lax.add, geometry)
+    return _sum(x, geometry, chosen_form(geometry))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _sum(x, geometry, form):
+    if form == "reduce_window":
+        return _reduce_window(x, np.array(0, x.dtype), lax.add, geometry)
+    for chains in sum_stages(geometry):
+        x = functools.reduce(lax.add, [_read_all(x, chain) for chain in chains])
+    return x
+
+
+def _read_all(x, stages, codes=()):
+    """`linear.read` through one stage after the other."""
+    pairs = itertools.zip_longest(stages, codes)
+    for i, (stage, code) in enumerate(pairs):
+        # As for values: a stage must not be computed again for each tap of the next.
+        x = linear.read(lax.optimization_barrier(x) if i else x, stage, code)
+    return x
 
 
 def window_fold(
@@ -202,24 +281,41 @@ def window_fold(
     return op(jnp.broadcast_to(init, x.shape), x).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def window_sample(weights: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array:
-    """The index of one element of each window, drawn with probability w_i / sum w.
+def window_sample(
+    x: jax.Array, weights: jax.Array, geometry: Geometry, key: jax.Array
+) -> jax.Array:
+    """One element of each window, drawn with probability w_i / sum w.
 
     Weights must be finite and at least 0. One uniform number u is drawn for each
     window; the element chosen is the one at which the running sum of weights, in
-    row-major order, passes u * sum(w). Indices are those of `window_index`; a window
-    whose weights are all 0 has -1. It has no derivative.
+    row-major order, passes u * sum(w). A window whose weights are all 0 gives 0.
+
+    Gradient: to the drawn element of `x`; what was drawn has none.
     """
     weights = lax.stop_gradient(weights)
+    total = window_sum(weights, geometry)
+    uniform = jax.random.uniform(key, total.shape, total.dtype)
+    if geometry.taps <= MOST_TAPS and chosen_form(geometry) == "stages":
+        code = _drawn(weights, total * uniform, geometry)
+        return linear.read(x, geometry, code)
+    index = _drawn_index(weights, total * uniform, geometry)
+    return take(x, index, geometry.pooled)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(weights, threshold, geometry):
+    return _apart(taps.draw(weights, threshold, geometry))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn_index(weights, threshold, geometry):
+    """The flat index of the drawn element, in a loop over a window's elements."""
     ndim, axes = weights.ndim, geometry.axes
     shape = geometry.out_shape(weights.shape)
     strides = _flat_strides(geometry.sizes)
-    total = window_sum(weights, geometry)
-    threshold = total * jax.random.uniform(key, shape, weights.dtype)
 
     # The flat index of each window's first element, laid out on devices as the sums.
-    first = (total * 0).astype(jnp.int32)
+    first = (threshold * 0).astype(jnp.int32)
     for a, stride in zip(axes, strides, strict=True):
         window = lax.broadcasted_iota(jnp.int32, shape, ndim + a.axis)
         first += (window * a.stride - a.low) * stride
@@ -240,15 +336,11 @@ def window_sample(weights: jax.Array, geometry: Geometry, key: jax.Array) -> jax
             shift += offset * a.dilation * stride
         here = lax.dynamic_slice(padded, start, extents)
         here = lax.slice(here, (0,) * ndim, here.shape, step)
-        # The last element that satisfies this is the one that passes the threshold,
-        # and there is one however the two sums round.
         chosen = (here > 0) & (below <= threshold)
         return below + here, jnp.where(chosen, first + shift, index)
 
     state = (threshold * 0, first * 0 - 1)
-    unroll = geometry.taps <= _UNROLLED_TAPS
-    taps = np.int32(geometry.taps)
-    return lax.fori_loop(np.int32(0), taps, visit, state, unroll=unroll)[1]
+    return lax.fori_loop(np.int32(0), np.int32(geometry.taps), visit, state)[1]
 
 
 def take(x: jax.Array, index: jax.Array, axes: Sequence[int]) -> jax.Array:
@@ -285,15 +377,6 @@ def put(
     planes = jnp.vectorize(in_plane, signature="(n),(n)->(m)")
     x = planes(jnp.moveaxis(flat, axis, -1), jnp.moveaxis(positions, axis, -1))
     return _split(jnp.moveaxis(x, -1, axis), axes, sizes)
-
-
-def flat_positions(shape: Sequence[Any], axes: Sequence[int]) -> jax.Array:
-    """The flat index, int32 of `shape`, of each element's position along `axes`."""
-    index = jnp.zeros(shape, jnp.int32)
-    strides = _flat_strides([shape[a] for a in axes])
-    for a, stride in zip(axes, strides, strict=True):
-        index += lax.broadcasted_iota(jnp.int32, shape, len(shape) + a) * stride
-    return index
 
 
 def last_claims(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jax.core import max_dim
 
 from jaxpool._core.window import Window, fail
 
-__all__ = ["Axis", "Geometry", "adaptive_bounds", "static_size"]
+__all__ = ["Axis", "Geometry", "adaptive_axis", "adaptive_bounds", "static_size"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Geometry:
     def of(cls, window: Window, shape: Sequence[Any]) -> "Geometry":
         """Lays `window` over an input of `shape`, of which only pooled axes count."""
         axes = window.resolve(len(shape))
-        sizes = tuple(static_size(window.caller, shape[a]) for a in axes)
-        return _lay(window, axes, sizes)
+        return _lay(window, axes, tuple(shape[a] for a in axes))
 
     @property
     def whole(self) -> bool:
@@ -71,9 +71,9 @@ class Geometry:
         )
 
     @property
-    def disjoint(self) -> bool:
-        """Whether no two windows share an element or leave one out between them."""
-        return all(a.stride == a.window or a.window == 1 for a in self.axes)
+    def symbolic(self) -> bool:
+        """Whether a pooled axis has a size that is not known yet."""
+        return not all(isinstance(a.size, int) for a in self.axes)
 
     @property
     def pooled(self) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class Geometry:
 
 
 def static_size(caller: str, size: Any) -> int:
-    """Returns the size of a pooled axis, which has to be a known int."""
+    """Returns the size of a pooled axis, for a rule that needs a known int."""
     if not isinstance(size, int):
         rule = "must have pooled axes of known size (only others may be symbolic)"
         raise fail(caller, "x", rule, size)
@@ -129,7 +129,7 @@ def static_size(caller: str, size: Any) -> int:
 
 @functools.lru_cache(4096)
 def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geometry:
-    laid = []
+    laid, caller = [], window.caller
     for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
         k = size if window.shape is None else window.shape[i]
         s = 1 if window.shape is None else window.strides[i]
@@ -137,7 +137,7 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
         span = (k - 1) * d + 1
         if padding in ("SAME", "SAME_LOWER"):
             out = -(-size // s)
-            total = max((out - 1) * s + span - size, 0)
+            total = max_dim((out - 1) * s + span - size, 0)
             low = total // 2 if padding == "SAME" else total - total // 2
             high = total - low
         else:
@@ -145,20 +145,22 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             room = size + low + high - span
             out = (room + (s - 1 if window.ceil_mode else 0)) // s + 1
             # The last window must start inside the input or its padding in front.
-            if window.ceil_mode and (out - 1) * s >= size + low:
+            if window.ceil_mode and (out - 1) * s >= static_size(caller, size) + low:
                 out -= 1
-        if size < 1:
+        if isinstance(size, int) and size < 1:
             rule = "must have elements along the pooled axes"
-            raise fail(window.caller, "x", rule, f"size {size} on axis {axis}")
-        if out < 1:
+            raise fail(caller, "x", rule, f"size {size} on axis {axis}")
+        if isinstance(out, int) and out < 1:
             rule = (
                 f"leaves nothing to pool: a window of {span} with padding "
                 f"{(low, high)} on axis {axis} of size {size}"
             )
             shape = window.shape
-            raise fail(window.caller, "window_shape", rule, shape)
-        overhang = (out - 1) * s + span - size - low
-        laid.append(Axis(axis, size, k, s, d, low, max(high, overhang), high, out))
+            raise fail(caller, "window_shape", rule, shape)
+        counted = high
+        if window.ceil_mode:
+            high = max(high, (out - 1) * s + span - size - low)
+        laid.append(Axis(axis, size, k, s, d, low, high, counted, out))
     return Geometry(tuple(sorted(laid, key=lambda a: a.axis)))
 
 
@@ -171,3 +173,14 @@ def adaptive_bounds(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     """
     o = np.arange(out)
     return o * size // out, -(-(o + 1) * size // out)
+
+
+def adaptive_axis(axis: int, size: int, out: int) -> Axis | None:
+    """The bins of `adaptive_bounds` as windows, if they are evenly spaced and equal."""
+    start, end = adaptive_bounds(size, out)
+    windows, strides = set((end - start).tolist()), set(np.diff(start).tolist())
+    if len(windows) > 1 or len(strides) > 1 or 0 in strides:
+        return None
+    window = windows.pop()
+    stride = strides.pop() if strides else window
+    return Axis(axis, size, window, stride, 1, 0, 0, 0, out)

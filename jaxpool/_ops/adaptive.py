@@ -17,10 +17,16 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, output_axes
-from jaxpool._core.engine import flat_positions, identity, take
-from jaxpool._core.geometry import adaptive_bounds
+from jaxpool._core.engine import (
+    identity,
+    take,
+    window_choice,
+    window_sum,
+)
+from jaxpool._core.geometry import Geometry, adaptive_axis, adaptive_bounds
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.taps import flat_positions
 from jaxpool._core.window import Ints
 
 __all__ = ["adaptive_avg_pool", "adaptive_max_pool", "adaptive_max_pool_with_argmax"]
@@ -64,9 +70,14 @@ def adaptive_avg_pool(
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
     count = np.ones((1,) * x.ndim)
     for a, size in zip(axes, sizes, strict=True):
-        binned, inside = _bins(x, a, size)
-        x = jnp.sum(jnp.where(inside, binned, 0), a, dtype=x.dtype)
-        count = count * inside.sum(a)
+        regular = adaptive_axis(a, x.shape[a], size)
+        if regular:
+            x = window_sum(x, Geometry((regular,)))
+            count = count * regular.window
+        else:
+            binned, inside = _bins(x, a, size)
+            x = jnp.sum(jnp.where(inside, binned, 0), a, dtype=x.dtype)
+            count = count * inside.sum(a)
     return divide(x, count).astype(dtype)
 
 
@@ -106,10 +117,19 @@ def adaptive_max_pool_with_argmax(
 
 
 def _adaptive_max(
-    caller: str, x: ArrayLike, output_shape: OutputShape, axis: Ints | None
+    caller: str,
+    x: ArrayLike,
+    output_shape: OutputShape,
+    axis: Ints | None,
 ) -> tuple[jax.Array, jax.Array]:
     x = as_array(caller, x, ordered=True)
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
+    regular = [
+        adaptive_axis(a, x.shape[a], size) for a, size in zip(axes, sizes, strict=True)
+    ]
+    if None not in regular:
+        geometry = Geometry(tuple(a for a in regular if a))
+        return window_choice(x, geometry, True)
     index = flat_positions(x.shape, axes)
     best = lax.stop_gradient(x)
     # The last axis first, so that the first of equals in row-major order stays first.

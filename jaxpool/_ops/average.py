@@ -165,11 +165,21 @@ def element_count(
     dtype, ndim: int, geometry: Geometry, where: jax.Array | None, include_pad: bool
 ):
     """Number of each window's True elements, and of its padding on request."""
-    counts = geometry.counts(ndim, include_pad)
+    if geometry.symbolic:
+        taps = jnp.asarray(geometry.taps, dtype)
+        ones = [1] * ndim
+        for a in geometry.axes:
+            ones[a.axis] = a.size
+        inside = window_sum(jnp.ones(ones, dtype), geometry)
+        counts = jnp.broadcast_to(taps, inside.shape) if include_pad else inside
+    else:
+        counts = geometry.counts(ndim, include_pad)
+        inside = geometry.counts(ndim, False)
     if where is None:
         return counts
-    padding = counts - geometry.counts(ndim, False)
-    return window_sum(where.astype(dtype), geometry) + jnp.asarray(padding, dtype)
+    return window_sum(where.astype(dtype), geometry) + jnp.asarray(
+        counts - inside, dtype
+    )
 
 
 def masked_mean(

@@ -17,6 +17,7 @@ from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding
 from jaxpool._ops.average import element_count, masked_mean
 
@@ -122,7 +123,7 @@ def _highest_and_mean(
     x = x.astype(accumulation_dtype(x.dtype))
     highest = window_extremum(x, geometry, True, where)
     mean = masked_mean(x, geometry, where, False)
-    if where is None and geometry.counts(x.ndim, False).all():
+    if where is None and not holds_nothing(geometry):
         return highest, mean
     counts = element_count(x.dtype, x.ndim, geometry, where, False)
     return jnp.where(counts > 0, highest, 0), mean

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, laid, output_axes, whole
-from jaxpool._core.engine import last_claims, put, window_extremum, window_index
+from jaxpool._core.engine import last_claims, put, window_choice, window_extremum
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
@@ -143,8 +143,7 @@ def max_pool_with_argmax(
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("max_pool_with_argmax", x, where, spec, ordered=True)
-    values = window_extremum(x, geometry, True, where)
-    return values, window_index(x, geometry, True, where)
+    return window_choice(x, geometry, True, where)
 
 
 @pool_op("extremum", "other", inputs=("values", "indices"))

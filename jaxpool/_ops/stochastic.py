@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_key, laid
-from jaxpool._core.engine import take, window_sample, window_sum
+from jaxpool._core.engine import window_sample, window_sum
 from jaxpool._core.numerics import (
     accumulation_dtype,
     hide,
@@ -93,7 +93,6 @@ def stochastic_pool(
         y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
     else:
         weights = jnp.where(jnp.isfinite(weights), weights, 0)
-        index = window_sample(weights, geometry, as_key(caller, key))
-        y = take(x, index, geometry.pooled)
+        y = window_sample(x, weights, geometry, as_key(caller, key))
     total = lax.stop_gradient(total)
     return jnp.where(jnp.isfinite(total), y, total).astype(dtype)

@@ -1,0 +1,350 @@
+"""One stage as whole arrays: strided slices that XLA fuses into one vectorised loop.
+
+A stage is a geometry with few taps. Every function here reads the input as one strided
+slice for each tap, without padding: outputs are cut into regions whose windows have the
+same elements inside, and put together by concatenation.
+
+A choice of one element for each window is a code: the tap it stands at, counted in
+row-major order, as uint8; `NONE` for a window without elements. One window over
+everything is reduced instead, and its code, int32, may be as large as it is.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxpool._core.geometry import Axis, Geometry
+from jaxpool._core.numerics import accumulation_dtype
+from jaxpool._core.stages import (
+    Block,
+    Region,
+    blocks,
+    large_and_whole,
+    regions,
+    taps_at,
+)
+
+__all__ = ["NONE", "choose", "draw", "flat_positions", "fold", "place", "read"]
+
+NONE = np.uint8(255)
+_NO_TAP = np.uint8(254)  # what no code equals
+
+
+def fold(
+    x: jax.Array,
+    stage: Geometry,
+    op: Callable[[jax.Array, jax.Array], jax.Array],
+    empty: Any,
+) -> jax.Array:
+    """Each window folded with `op`; `empty` for one without elements.
+
+    Half precision folds in float32: XLA would convert back and forth at each `op`.
+    """
+    if large_and_whole(stage):
+        return _fold_whole(x, stage, op, empty)
+    wide = accumulation_dtype(x.dtype)
+
+    def region(runs):
+        slices = [part.astype(wide) for _, part in _taps(x, stage, runs)]
+        if not slices:
+            return _filled(_inputs(x, stage, runs), empty)
+        return functools.reduce(op, slices).astype(x.dtype)
+
+    return _put_together(stage, regions, region)
+
+
+def choose(
+    x: jax.Array, y: jax.Array, stage: Geometry, alive: jax.Array | None = None
+) -> jax.Array:
+    """The code of the first element of each window that equals `y`, its extremum.
+
+    Where `y` is NaN that is the first NaN. Only elements that are `alive` count.
+    """
+    if large_and_whole(stage):
+        return _choose_whole(x, y, stage, alive)
+    wide = accumulation_dtype(x.dtype)
+
+    def region(runs):
+        target = _outputs(y, stage, runs).astype(wide)
+        slices = _taps(x, stage, runs)
+        masks = [None] * len(slices)
+        if alive is not None:
+            masks = [part for _, part in _taps(alive, stage, runs)]
+        # The last one needs no test: if no other equals the extremum, it does.
+        last = NONE if alive is not None or not slices else np.uint8(slices[-1][0])
+        code = _filled(target, last)
+        for (tap, part), mask in reversed(list(zip(slices, masks, strict=True))):
+            if tap != last:
+                part = part.astype(wide)
+                hit = (part == target) | (part != part)
+                hit = hit if mask is None else hit & mask
+                code = jnp.where(hit, np.uint8(tap), code)
+        return code
+
+    return _put_together(stage, regions, region)
+
+
+def draw(weights: jax.Array, threshold: jax.Array, stage: Geometry) -> jax.Array:
+    """The code of the element at which the running sum of weights passes a threshold.
+
+    In row-major order; elements of weight 0 are passed over.
+    """
+
+    def region(runs):
+        limit = _outputs(threshold, stage, runs)
+        code, below = _filled(limit, NONE), limit * 0
+        for tap, part in _taps(weights, stage, runs):
+            # The last element that satisfies this is the one that passes the threshold,
+            # and there is one however the two sums round.
+            code = jnp.where((part > 0) & (below <= limit), np.uint8(tap), code)
+            below += part
+        return code
+
+    return _put_together(stage, regions, region)
+
+
+def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
+    """The sum of each window, or of the one element that its code names.
+
+    .. math:: y_o = \\sum_k [c_o = k] x_{o s - p + k d}
+    """
+    if large_and_whole(stage):
+        x = x if code is None else _where(code == _positions(x, stage), x)
+        return jnp.sum(x, stage.pooled, dtype=x.dtype, keepdims=True)
+
+    def region(runs):
+        slices = _taps(x, stage, runs)
+        if code is None:
+            terms = [part for _, part in slices]
+        else:
+            codes = _outputs(code, stage, runs)
+            terms = [_where(codes == np.uint8(tap), part) for tap, part in slices]
+        if not terms:
+            return _filled(_inputs(x, stage, runs), 0)
+        return functools.reduce(lax.add, terms)
+
+    return _put_together(stage, regions, region)
+
+
+def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
+    """The transpose of `read`, gathered: each input adds up the windows it lies in.
+
+    .. math:: x_i = \\sum_{o, k : o s - p + k d = i} [c_o = k] y_o
+
+    An axis with a stride is seen as blocks of that many inputs, all of which lie in the
+    same few windows; by which tap depends on the place within the block.
+    """
+    if large_and_whole(stage):
+        shape = list(y.shape)
+        for a in stage.axes:
+            shape[a.axis] = a.size
+        x = jnp.broadcast_to(y, shape)
+        return x if code is None else _where(code == _positions(x, stage), x)
+    # Interleaving has a shorter inner loop to offer where no sums are needed, and is
+    # several times as slow where they are.
+    disjoint = all(len(taps_at(a)) == 1 for a in stage.axes)
+    form = _interleaved if disjoint else _tabulated
+
+    def region(runs: tuple[Block, ...]):
+        if all(run.offsets for run in runs):
+            return form(y, stage, code, runs)
+        end, shape = list(y.shape), list(y.shape)
+        for a, run in zip(stage.axes, runs, strict=True):
+            end[a.axis], shape[a.axis] = 1, (run.end - run.begin) * run.width
+        zeros = _filled(lax.slice(y, [0] * y.ndim, end), 0)
+        return jnp.broadcast_to(zeros, shape)
+
+    return _put_together(stage, blocks, region)
+
+
+def _interleaved(y, stage, code, runs) -> jax.Array:
+    """A region of disjoint windows: an array as large as `y` for each place."""
+
+    def along(places):
+        if len(places) == len(runs):
+            return _one_window(y, stage, code, runs, places)
+        axis, run = y.ndim + stage.axes[len(places)].axis, runs[len(places)]
+        parts = [along((*places, place)) for place in range(run.width)]
+        joined = jnp.stack(parts, axis + 1)
+        shape = list(parts[0].shape)
+        shape[axis] *= run.width
+        return joined.reshape(shape)
+
+    return along(())
+
+
+def _one_window(y, stage, code, runs, places) -> jax.Array:
+    """The one window that inputs at `places` within the blocks of `runs` lie in."""
+    begin, end, tap, missing = [0] * y.ndim, list(y.shape), 0, False
+    for a, run, place in zip(stage.axes, runs, places, strict=True):
+        ((offset, table),) = taps_at(a).items()
+        begin[a.axis], end[a.axis] = run.begin + offset, run.end + offset
+        missing |= table[place] < 0
+        tap = tap * a.window + int(table[place])
+    term = lax.slice(y, begin, end)
+    if missing:
+        return _filled(term, 0)
+    if code is None:
+        return term
+    return _where(lax.slice(code, begin, end) == np.uint8(tap), term)
+
+
+def _tabulated(y, stage, code, runs) -> jax.Array:
+    """A region of any windows: a second axis for the places, and a table of taps."""
+    spatial = {y.ndim + a.axis: i for i, a in enumerate(stage.axes)}
+    # Blocks and the place within them are two axes, unless one of them has size 1.
+    shape, kept, final = [], [], []
+    for d, size in enumerate(y.shape):
+        kept.append(len(shape))
+        if d in spatial:
+            run = runs[spatial[d]]
+            count = run.end - run.begin
+            split = count > 1 and run.width > 1
+            shape += [count, run.width] if split else [count * run.width]
+            size = count * run.width
+        else:
+            shape.append(size)
+        final.append(size)
+    ndim, terms = len(shape), []
+    for offsets in itertools.product(*(run.offsets for run in runs)):
+        begin, end = [0] * y.ndim, list(y.shape)
+        tap = np.zeros((1,) * ndim, np.int64)
+        none = tap < 0
+        for d, i in spatial.items():
+            a, run, offset = stage.axes[i], runs[i], offsets[i]
+            begin[d], end[d] = run.begin + offset, run.end + offset
+            row = taps_at(a)[offset][: run.width]
+            within = kept[d] + (run.end - run.begin > 1 and run.width > 1)
+            row = row.reshape([-1 if e == within else 1 for e in range(ndim)])
+            tap, none = tap * a.window + row, none | (row < 0)
+        term = lax.broadcast_in_dim(lax.slice(y, begin, end), shape, kept)
+        if code is not None:
+            codes = lax.broadcast_in_dim(lax.slice(code, begin, end), shape, kept)
+            wanted = np.where(none, _NO_TAP, tap).astype(np.uint8)
+            term = _where(codes == wanted, term)
+        elif none.any():
+            term = _where(jnp.broadcast_to(~none, shape), term)
+        terms.append(term)
+    total = functools.reduce(lax.add, terms)
+    # A reshape of a sharded array may merge two axes, with none of size 1 around.
+    ones = [d for d in spatial if final[d] == 1]
+    total = lax.squeeze(total, [kept[d] for d in ones])
+    merged = [size for d, size in enumerate(final) if d not in ones]
+    for d, size in enumerate(merged):
+        if total.shape[d] != size:
+            total = total.reshape(*merged[: d + 1], *total.shape[d + 2 :])
+    return lax.expand_dims(total, ones)
+
+
+def _fold_whole(x, stage, op, empty) -> jax.Array:
+    reduce = jnp.max if op is lax.max else jnp.min
+
+    def native(x):
+        return reduce(x, stage.pooled, keepdims=True, initial=empty)
+
+    def without_losing_nan(x):
+        # Since jax 0.10, XLA's CPU backend drops every NaN: it is looked for apart.
+        nan = jnp.max((x != x).astype(np.int8), stage.pooled, keepdims=True) > 0
+        return jnp.where(nan, np.array(np.nan, x.dtype), native(x))
+
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return native(x)
+    return lax.platform_dependent(x, cpu=without_losing_nan, default=native)
+
+
+def _choose_whole(x, y, stage, alive) -> jax.Array:
+    """The first position, counted over the pooled axes; a larger number for none."""
+    hit = (x == y) | (x != x)
+    hit = hit if alive is None else hit & alive
+    # XLA's CPU backend finds the least of floats 2 to 4 times as fast as of integers.
+    few = not stage.symbolic and stage.taps < 2**24
+    none = np.float32(2**24) if few else np.int32(2**31 - 1)
+    position = jnp.where(hit, _positions(x, stage).astype(none.dtype), none)
+    return jnp.min(position, stage.pooled, keepdims=True).astype(np.int32)
+
+
+def _positions(x, stage) -> jax.Array:
+    """`flat_positions` of the pooled axes, with 1 for all others."""
+    shape = [1] * x.ndim
+    for a in stage.axes:
+        shape[a.axis] = a.size
+    return flat_positions(shape, stage.pooled)
+
+
+def flat_positions(shape: Sequence[Any], axes: Sequence[int]) -> jax.Array:
+    """The flat index, int32 of `shape`, of each element's position along `axes`."""
+    index = jnp.zeros(shape, jnp.int32)
+    for a in axes:
+        # The size may be symbolic: nothing that NumPy knows.
+        size = jnp.asarray(shape[a], jnp.int32)
+        index = index * size + lax.broadcasted_iota(jnp.int32, shape, len(shape) + a)
+    return index
+
+
+def _put_together(
+    stage: Geometry,
+    cut: Callable[[Axis], Sequence[Any]],
+    region: Callable[[tuple[Any, ...]], jax.Array],
+) -> jax.Array:
+    """Concatenates `region(runs)` over all combinations of the axes' runs."""
+
+    def along(axes, runs):
+        if not axes:
+            return region(runs)
+        parts = [along(axes[1:], (*runs, run)) for run in cut(axes[0])]
+        if len(parts) == 1:
+            return parts[0]
+        return lax.concatenate(parts, parts[0].ndim + axes[0].axis)
+
+    return along(stage.axes, ())
+
+
+def _taps(
+    x: jax.Array, stage: Geometry, runs: tuple[Region, ...]
+) -> list[tuple[int, jax.Array]]:
+    """(code, elements) of each tap of the windows in a region, in row-major order."""
+    taps = []
+    for combination in itertools.product(*(run.taps for run in runs)):
+        begin, end, step, code = [0] * x.ndim, list(x.shape), [1] * x.ndim, 0
+        for a, run, tap in zip(stage.axes, runs, combination, strict=True):
+            start = run.begin * a.stride - a.low + tap * a.dilation
+            begin[a.axis] = start
+            end[a.axis] = start + (run.end - run.begin - 1) * a.stride + 1
+            step[a.axis] = a.stride
+            code = code * a.window + tap
+        taps.append((code, lax.slice(x, begin, end, step)))
+    return taps
+
+
+def _outputs(y: jax.Array, stage: Geometry, runs: tuple[Region, ...]) -> jax.Array:
+    """The part of an output that belongs to a region."""
+    begin, end = [0] * y.ndim, list(y.shape)
+    for a, run in zip(stage.axes, runs, strict=True):
+        begin[a.axis], end[a.axis] = run.begin, run.end
+    return lax.slice(y, begin, end)
+
+
+def _inputs(x: jax.Array, stage: Geometry, runs: tuple[Region, ...]) -> jax.Array:
+    """Any array with the shape of a region's output, made of `x`."""
+    begin, end = [0] * x.ndim, list(x.shape)
+    shape = list(x.shape)
+    for a, run in zip(stage.axes, runs, strict=True):
+        end[a.axis], shape[a.axis] = 1, run.end - run.begin
+    return jnp.broadcast_to(lax.slice(x, begin, end), shape)
+
+
+def _filled(like: jax.Array, value: Any) -> jax.Array:
+    """A constant, laid out on devices as `like` is; XLA sees that both are the same."""
+    value = np.asarray(value)
+    value = value.astype(value.dtype if value.dtype == np.uint8 else like.dtype)
+    return jnp.where(like == like, value, value)
+
+
+def _where(condition: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(condition, x, np.array(0, x.dtype))

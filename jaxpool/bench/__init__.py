@@ -1,0 +1,113 @@
+"""Times pooling side by side with other frameworks: `jaxpool bench`, or `bench(...)`.
+
+Needs the packages of the extra `jaxpool[bench]`; those of `jaxpool[peers]` take part
+where they are installed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from jaxpool.bench import models, pools
+from jaxpool.bench.contestants import PEERS, Contestant, contestants
+from jaxpool.bench.problem import Problem, itemsize, memory
+from jaxpool.bench.report import line, print_tables, write_report
+from jaxpool.bench.results import FILE, Results, Row, begin, save
+from jaxpool.bench.settings import Settings
+from jaxpool.compare.run import progress_bar
+from jaxpool.compare.settings import UserError
+
+__all__ = ["UserError", "bench", "print_tables"]
+
+
+def bench(
+    *,
+    quick: bool = False,
+    ops: Sequence[str] = ("max", "avg"),
+    dtype: Sequence[str] = ("f32",),
+    suite: Sequence[str] = ("models",),
+    peers: Sequence[str] = tuple(PEERS),
+    layout: str = "channels_last",
+    rounds: int = 9,
+    model: str | None = None,
+    out: str | Path = "jaxpool-bench",
+) -> Results:
+    """Times jaxpool and its peers on the same problems, in turns.
+
+    A peer whose results differ from jaxpool's is not timed. Every finished case is
+    saved at once; Ctrl-C ends the run early. Progress goes to standard error.
+
+    Args:
+      quick: keep a third of the cases, with small batches.
+      ops: max, avg or both.
+      dtype: f32, bf16, f16.
+      suite: models (windows of real networks), windows, batch, channels.
+      peers: whom to compare with.
+      layout: channels_last or channels_first, for those who know both.
+      rounds: rounds of timing of each case; slow cases make do with fewer.
+      model: small, resnet18, unet or all: time training steps of networks in place
+        of pools.
+      out: the folder for bench.json, bench.md and bench.png; what an earlier run left
+        there is replaced.
+
+    Returns:
+      What bench.json holds, see `jaxpool.bench.results.Results`.
+
+    Raises:
+      UserError: (a ValueError) for an argument that breaks a rule.
+    """
+    settings = Settings(
+        tuple(suite),
+        tuple(ops),
+        tuple(dtype),
+        tuple(peers),
+        layout,
+        rounds,
+        quick,
+        model,
+    )
+    known = contestants(settings.peers)
+    present = {name: who for name, who in known.items() if who.installed()}
+    results = begin(asdict(settings), [name for name in known if name not in present])
+    path = Path(out) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jobs = _jobs(settings, present)
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=len(jobs))
+        try:
+            for name, job in jobs:
+                progress.update(bar, description=name)
+                rows = job()
+                save(path, results, rows)
+                progress.advance(bar)
+                for row in results["rows"][-len(rows) :]:
+                    progress.console.print(line(row))
+        except KeyboardInterrupt:
+            results["interrupted"] = True
+    if results["rows"]:
+        save(path, results, [])
+        write_report(path.parent, results)
+    return results
+
+
+def _jobs(
+    settings: Settings, present: dict[str, Contestant]
+) -> list[tuple[str, Callable[[], list[Row]]]]:
+    """Returns what is to be timed: a name, and a call that returns its rows."""
+    if settings.model is not None:
+        return [
+            (network.name, partial(models.measure, network, settings.rounds))
+            for network in models.networks(settings.model)
+        ]
+    limit = memory()
+
+    def pool(suite, case, dtype) -> list[Row]:
+        problem = Problem(case.scaled(limit, itemsize(dtype)), dtype, settings.layout)
+        return pools.measure(suite, problem, present, settings.rounds)
+
+    return [
+        (f"{case.name}, {case.op}, {dtype}", partial(pool, suite, case, dtype))
+        for dtype in dict.fromkeys(settings.dtype)
+        for suite, case in settings.cases()
+    ]
