@@ -36,23 +36,29 @@ def mean_dtype(dtype: Any) -> Any:
     return jax.eval_shape(jnp.mean, jax.ShapeDtypeStruct((), dtype)).dtype
 
 
-@jax.custom_jvp
 def divide(total: jax.Array, count: ArrayLike) -> jax.Array:
     """Returns `total / count`, correctly rounded; only `total` has a derivative.
 
     XLA turns division by a constant, or by anything broadcast, into multiplication by
-    its rounded inverse, and the mean of seven 3s into 3.0000002. It cannot see that
-    both branches here are the same, and the choice costs no memory.
+    its rounded inverse, and the mean of seven 3s into 3.0000002. That is exact for
+    powers of two alone.
     """
-    count = jnp.asarray(count).astype(total.dtype)
+    if not isinstance(count, jax.Array):
+        if np.all(np.frexp(count)[0] == 0.5):
+            return total * (1 / np.asarray(count)).astype(total.dtype)
+    return _divide(total, jnp.asarray(count).astype(total.dtype))
+
+
+@jax.custom_jvp
+def _divide(total, count):
+    # XLA cannot see that both branches are the same, and the choice costs no memory.
     return total / jnp.where(total != 0, count, lax.optimization_barrier(count))
 
 
-@divide.defjvp
+@_divide.defjvp
 def _divide_jvp(primals, tangents):
     total, count = primals
-    tangent = tangents[0]
-    return divide(total, count), tangent / jnp.asarray(count).astype(tangent.dtype)
+    return _divide(total, count), tangents[0] / count
 
 
 def hide(

@@ -4,8 +4,11 @@ Half-precision inputs are added up, and their gradients too, in float32 and roun
 once at the end; integers widen as in `jnp.sum` and `jnp.mean`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import laid, whole
@@ -186,8 +189,25 @@ def masked_mean(
     x: jax.Array, geometry: Geometry, where: jax.Array | None, include_pad: bool
 ) -> jax.Array:
     """The mean of each window's True elements, in the dtype it accumulates in."""
-    total = masked_sum(x.astype(mean_dtype(x.dtype)), geometry, where)
-    counted = jnp.zeros((), total.dtype).real.dtype
+    x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
+    counted = jnp.zeros((), x.dtype).real.dtype
     counts = element_count(counted, x.ndim, geometry, where, include_pad)
+    if isinstance(counts, np.ndarray) and counts.min() == counts.max() > 0:
+        return _mean_of(x, geometry, int(counts.min()))
+    total = masked_sum(x, geometry, where)
     # A window without elements has the sum 0, which is its mean too.
     return divide(total, jnp.maximum(jnp.asarray(counts, counted), 1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _mean_of(x, geometry, count):
+    """The mean of windows that all have as many elements."""
+    return divide(window_sum(x, geometry), count)
+
+
+@_mean_of.defjvp
+def _mean_of_jvp(geometry, count, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    # Divided first, so that the transpose divides last: XLA then does it in one pass
+    # with the sums, instead of keeping the quotients.
+    return _mean_of(x, geometry, count), window_sum(tangent / count, geometry)
