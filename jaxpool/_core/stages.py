@@ -26,9 +26,11 @@ __all__ = [
     "taps_at",
 ]
 
-# Up to this many elements of a window are one stage: more do not fit into registers,
-# and the program grows with the number of taps times that of regions.
+# Up to this many elements of a window are one stage, over several axes or along one.
+# With more, passes over memory are saved that cost less than reading so many taps, and
+# the program grows: it has a region for each number of taps that padding leaves.
 MOST_TAPS = 9
+MOST_IN_A_ROW = 5
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ def stages(geometry: Geometry) -> tuple[Geometry, ...]:
 def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ...]:
     """Stages that add up: for each group of axes, the chains whose results add up.
 
-    A sum must not count an element twice, so its chains do not overlap: a window that
-    has no small factor is one element, and the others.
+    A sum must not count an element twice, so its chains do not overlap: a window whose
+    size is no product of small factors is one element, and the others.
     """
     if large_and_whole(geometry):
         return (((geometry,),),)
@@ -142,7 +144,7 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     groups = []
     for a in reversed(axes):
         chains = []
-        while a.window > MOST_TAPS and not _factor(a.window):
+        while not _is_product(a.window):
             shift = (a.window - 1) * a.dilation
             chains.append((Geometry((replace(a, window=1, low=a.low - shift),)),))
             a = replace(a, window=a.window - 1)
@@ -161,9 +163,9 @@ def _chain(axis: Axis, overlap: bool) -> tuple[Axis, ...]:
     if overlap:
         count, step = _cover(axis.window)[1:]
     else:
-        count = _factor(axis.window) if axis.window > MOST_TAPS else 0
-        step = axis.window // count if count else 0
-    if not count:
+        count = _factor(axis.window)
+        step = axis.window // max(count, 1)
+    if count in (0, axis.window):
         return (axis,)
     width = axis.window - (count - 1) * step
     # Inner windows start wherever an outer one has a tap: every `stride` elements.
@@ -199,9 +201,9 @@ def _cover(window: int) -> tuple[float, int, int]:
     choices = [(window / 3 + 1, 0, 0)]
     if window <= 3:
         return choices[0]
-    if window > MOST_TAPS:
+    if window > MOST_IN_A_ROW:
         choices = []
-    for count in range(2, min(MOST_TAPS, window // 2) + 1):
+    for count in range(2, min(MOST_IN_A_ROW, window // 2) + 1):
         step = window // count
         inner = _cover(window - (count - 1) * step)[0]
         choices.append((inner + count / 3 + 1, count, step))
@@ -210,5 +212,15 @@ def _cover(window: int) -> tuple[float, int, int]:
 
 def _factor(window: int) -> int:
     """The largest factor of `window` that is one stage, 0 if there is none."""
-    factors = [n for n in range(2, MOST_TAPS + 1) if window % n == 0]
-    return factors[-1] if factors else 0
+    most = min(window, MOST_IN_A_ROW)
+    return next((n for n in range(most, 1, -1) if window % n == 0), 0)
+
+
+def _is_product(window: int) -> bool:
+    """Whether windows of windows, each one stage, make up `window`.
+
+    A prime up to 13 in a row is cheaper than two passes and a sum of both.
+    """
+    while _factor(window):
+        window //= _factor(window)
+    return window <= 13
