@@ -20,7 +20,8 @@ ROOT = Path(jaxpool.__file__).parent
 LAYERS = [
     ["_core/window", "_core/op"],
     ["_core/geometry"],
-    ["_core/numerics", "_core/stages", "_core/lowering"],
+    ["_core/numerics", "_core/stages"],
+    ["_core/lowering"],
     ["_core/taps"],
     ["_core/linear"],
     ["_core/engine", "_core/arguments"],

@@ -177,6 +177,8 @@ def _chain(axis: Axis, overlap: bool) -> tuple[Axis, ...]:
     span = (width - 1) * axis.dilation + 1
     begin = max(-(-(axis.low - span + 1) // stride), 0)
     end = min((axis.low + axis.size - 1) // stride, last) + 1
+    if begin >= end:
+        return (axis,)  # no window has an element
     low = axis.low - begin * stride
     inner = replace(axis, window=width, stride=stride, low=low, out=end - begin)
     outer = replace(
