@@ -134,7 +134,7 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     """Stages that add up: for each group of axes, the chains whose results add up.
 
     A sum must not count an element twice, so its chains do not overlap: a window whose
-    size is no product of small factors is one element, and the others.
+    size is no product of small factors is the largest such window, and the rest.
     """
     if large_and_whole(geometry):
         return (((geometry,),),)
@@ -144,12 +144,13 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     groups = []
     for a in reversed(axes):
         chains = []
-        while not _is_product(a.window):
-            shift = (a.window - 1) * a.dilation
-            chains.append((Geometry((replace(a, window=1, low=a.low - shift),)),))
-            a = replace(a, window=a.window - 1)
-        chain = tuple(Geometry((part,)) for part in _chain(a, overlap=False))
-        groups.append((chain, *chains))
+        while a.window:
+            width = next(n for n in range(a.window, 0, -1) if _is_product(n))
+            chain = _chain(replace(a, window=width), overlap=False)
+            chains.append(tuple(Geometry((part,)) for part in chain))
+            rest = a.low - width * a.dilation
+            a = replace(a, window=a.window - width, low=rest)
+        groups.append(tuple(chains))
     return tuple(groups)
 
 
