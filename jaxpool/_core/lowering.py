@@ -46,7 +46,7 @@ RULES = (
         f"at most {MOST_TAPS} elements: one stage",
         lambda g: g.taps <= MOST_TAPS,
         "stages",
-        "max 2x2 stride 2: 0.6 and 0.05; 3x3: 0.08 to 0.25 and 0.03 to 0.04",
+        "max 2x2 stride 2: 0.7 and 0.05; 3x3: 0.1 to 0.2 and 0.03 to 0.06",
     ),
     Rule(
         f"at most {MOST_IN_A_ROW} along each axis: a stage an axis, the last one first",
@@ -58,7 +58,7 @@ RULES = (
         "more: along each axis windows of windows, of which a maximum may overlap",
         lambda g: True,
         "stages",
-        "max 13x13: 0.015 and 0.01",
+        "max 13x13: 0.01 and 0.01",
     ),
 )
 
