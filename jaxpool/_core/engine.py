@@ -190,12 +190,15 @@ def _apart(code):
 
 
 def _native_extremum(x, geometry, largest):
-    if geometry.whole:
-        reduce = jnp.max if largest else jnp.min
-        initial = identity(x.dtype, largest)
-        return reduce(x, geometry.pooled, keepdims=True, initial=initial)
-    op = lax.max if largest else lax.min
-    return _reduce_window(x, identity(x.dtype, largest), op, geometry)
+    """The extremum of each window, by `lax.reduce_window`."""
+
+    def reduce(x, largest=largest):
+        op = lax.max if largest else lax.min
+        return _reduce_window(x, identity(x.dtype, largest), op, geometry)
+
+    if any(a.stride < a.window for a in geometry.axes):
+        return reduce(x)
+    return taps.keeping_nan(x, reduce, functools.partial(reduce, largest=True))
 
 
 def _reduce_window(operand, init, op, geometry):

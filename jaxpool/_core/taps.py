@@ -11,6 +11,7 @@ everything is reduced instead, and its code, int32, may be as large as it is.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax import lax
 from jaxpool._core.geometry import Axis, Geometry
 from jaxpool._core.numerics import accumulation_dtype
 from jaxpool._core.stages import (
+    MOST_TAPS,
     Block,
     Region,
     blocks,
@@ -30,7 +32,16 @@ from jaxpool._core.stages import (
     taps_at,
 )
 
-__all__ = ["NONE", "choose", "draw", "flat_positions", "fold", "place", "read"]
+__all__ = [
+    "NONE",
+    "choose",
+    "draw",
+    "flat_positions",
+    "fold",
+    "keeping_nan",
+    "place",
+    "read",
+]
 
 NONE = np.uint8(255)
 _NO_TAP = np.uint8(254)  # what no code equals
@@ -149,7 +160,8 @@ def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.A
     # Interleaving has a shorter inner loop to offer where no sums are needed, and is
     # several times as slow where they are.
     disjoint = all(len(taps_at(a)) == 1 for a in stage.axes)
-    form = _interleaved if disjoint else _tabulated
+    few = math.prod(a.stride for a in stage.axes) <= MOST_TAPS
+    form = _interleaved if disjoint and few else _tabulated
 
     def region(runs: tuple[Block, ...]):
         if all(run.offsets for run in runs):
@@ -242,20 +254,34 @@ def _tabulated(y, stage, code, runs) -> jax.Array:
     return lax.expand_dims(total, ones)
 
 
-def _fold_whole(x, stage, op, empty) -> jax.Array:
-    reduce = jnp.max if op is lax.max else jnp.min
+def keeping_nan(
+    x: jax.Array,
+    extremum: Callable[[jax.Array], jax.Array],
+    maximum: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """`extremum(x)`, a reduction by XLA; `maximum` is the same one for int8.
 
-    def native(x):
-        return reduce(x, stage.pooled, keepdims=True, initial=empty)
+    Since jax 0.10, XLA's CPU backend drops every NaN from reductions whose windows do
+    not overlap: there it is looked for apart.
+    """
 
-    def without_losing_nan(x):
-        # Since jax 0.10, XLA's CPU backend drops every NaN: it is looked for apart.
-        nan = jnp.max((x != x).astype(np.int8), stage.pooled, keepdims=True) > 0
-        return jnp.where(nan, np.array(np.nan, x.dtype), native(x))
+    def apart(x):
+        nan = maximum((x != x).astype(np.int8)) > 0
+        return jnp.where(nan, np.array(np.nan, x.dtype), extremum(x))
 
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        return native(x)
-    return lax.platform_dependent(x, cpu=without_losing_nan, default=native)
+        return extremum(x)
+    return lax.platform_dependent(x, cpu=apart, default=extremum)
+
+
+def _fold_whole(x, stage, op, empty) -> jax.Array:
+    over = {"axis": stage.pooled, "keepdims": True}
+    reduce = jnp.max if op is lax.max else jnp.min
+    return keeping_nan(
+        x,
+        functools.partial(reduce, **over, initial=empty),
+        functools.partial(jnp.max, **over),
+    )
 
 
 def _choose_whole(x, y, stage, alive) -> jax.Array:
