@@ -5,6 +5,9 @@ hands back two calls that return when their results are there. Frameworks are im
 by the function that needs them; a case that one of them cannot do raises `Unable`.
 """
 
+# None of the peers has to be installed where types are checked.
+# pyright: reportMissingImports=false
+
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
