@@ -19,10 +19,11 @@ import pytest
 
 import jaxpool
 from jaxpool._core import linear, taps
-from jaxpool._core.geometry import Geometry
+from jaxpool._core.geometry import Axis, Bins, Geometry, adaptive_axis
 from jaxpool._core.stages import (
     MOST_TAPS,
     blocks,
+    covers,
     holds_nothing,
     large_and_whole,
     regions,
@@ -39,6 +40,12 @@ def lay(sizes, window, strides=1, padding="VALID", dilation=1, ceil_mode=False):
     axes = tuple(range(-len(sizes), 0))
     spec = (window, strides, padding, dilation, ceil_mode, axes)
     return Geometry.of(Window.of("test", *spec), sizes)
+
+
+def bins(sizes, outs):
+    """The geometry of adaptive pooling over all axes of an array of shape `sizes`."""
+    pairs = zip(range(-len(sizes), 0), sizes, outs, strict=True)
+    return Geometry(tuple(adaptive_axis(*pair) for pair in pairs))
 
 
 @functools.cache
@@ -64,9 +71,13 @@ def elements(stage, shape):
         assert shape[a.axis] == a.size
         assert a.out > 0  # there is no program without outputs, nor a stage
         at = index.ndim + a.axis
-        starts = np.arange(a.out) * a.stride - a.low
-        places = starts[:, None] + np.arange(a.window) * a.dilation
-        inside = (places >= 0) & (places < a.size)
+        if isinstance(a, Bins):
+            places = np.array(a.start)[:, None] + np.arange(a.window)
+            inside = places < np.array(a.end)[:, None]
+        else:
+            starts = np.arange(a.out) * a.stride - a.low
+            places = starts[:, None] + np.arange(a.window) * a.dilation
+            inside = (places >= 0) & (places < a.size)
         index = np.take(index, np.where(inside, places, 0), at)
         inside = inside.reshape(*inside.shape, *[1] * (index.ndim - at - 2))
         index = np.moveaxis(np.where(inside, index, -1), at + 1, n)
@@ -156,6 +167,34 @@ class TestStages:
             check_choice(geometry, few_values(rng, geometry.sizes))
             check_sum(geometry, rng.integers(1, 2**40, geometry.sizes))
 
+    @pytest.mark.parametrize("size", [*range(1, 31), 100, 225, 1000])
+    def test_bins(self, size):
+        rng = np.random.default_rng(size)
+        for out in (*range(1, 31), 33, 300):
+            geometry = bins((size,), (out,))
+            check_choice(geometry, few_values(rng, (size,)))
+            check_sum(geometry, rng.integers(1, 2**40, (size,)))
+            for form in (stages, all_sum_stages):
+                found = [s for s in form(geometry) if not large_and_whole(s)]
+                assert all(s.taps <= 13 for s in found), (size, out)
+
+    def test_bins_of_several_axes(self):
+        geometry, rng = bins((5, 9, 13), (3, 3, 20)), np.random.default_rng(0)
+        kinds = [type(a) for a in geometry.axes]
+        assert kinds == [Bins, Axis, Bins]
+        for _ in range(5):
+            check_choice(geometry, few_values(rng, geometry.sizes))
+            check_sum(geometry, rng.integers(1, 2**40, geometry.sizes))
+
+    @pytest.mark.parametrize(
+        ("window", "stride"), [(33, 32), (32, 32), (48, 36), (100, 50), (1000, 500)]
+    )
+    def test_large_strides_compute_little(self, window, stride):
+        # What the stages compute, all together, is no more than half of the input.
+        geometry = lay((window + 6 * stride,), (window,), (stride,))
+        computed = sum(a.out for stage in stages(geometry) for a in stage.axes)
+        assert computed <= geometry.sizes[0] / 2
+
     @pytest.mark.parametrize(
         ("stages", "most"),
         # A prime of taps can't be taken apart without an addition of its own.
@@ -224,9 +263,24 @@ class TestRuns:
                     covered += inputs
             assert covered == list(range(a.size))
 
+    @pytest.mark.parametrize(("size", "out"), [(11, 4), (3, 7), (10, 7), (1, 3)])
+    def test_covers_are_the_windows_of_each_input(self, size, out):
+        (a,) = bins((size,), (out,)).axes
+        assert isinstance(a, Bins)
+        found = {
+            (i, int(window[i]), int(tap[i]))
+            for window, tap in covers(a)
+            for i in range(size)
+            if tap[i] >= 0
+        }
+        pairs = enumerate(zip(a.start, a.end, strict=True))
+        assert found == {
+            (i, o, i - start) for o, (start, end) in pairs for i in range(start, end)
+        }
+
 
 # Strides, dilation, pads on either side, tails that no window reaches, windows that
-# step over all elements, single blocks, disjoint windows, and one over everything.
+# step over all elements, single blocks, disjoint windows, one over everything, bins.
 STAGES = {
     "1-D": lay((11,), (3,), padding=((2, 1),)),
     "1-D, strided": lay((11,), (5,), (2,), "SAME"),
@@ -237,6 +291,8 @@ STAGES = {
     "1-D, disjoint and dilated": lay((13,), (2,), (4,), dilation=(2,)),
     "1-D, shifted": lay((6,), (4,), (9,), ((3, 0),)),
     "1-D, whole": lay((12,), (12,)),
+    "1-D, bins": bins((11,), (4,)),
+    "1-D, more bins than inputs": bins((3,), (7,)),
     "2-D": lay((6, 7), (3, 3), padding=1),
     "2-D, strided": lay((7, 8), (3, 2), (2, 1), "SAME"),
     "2-D, disjoint": lay((7, 6), (2, 3), (2, 3)),
@@ -254,6 +310,9 @@ def codes(rng, stage, lead):
     if large_and_whole(stage):
         return jnp.asarray(rng.integers(0, stage.taps, shape, np.int32))
     drawn = rng.integers(0, stage.taps + 1, shape)
+    if stage.binned:  # a code names an element, or none
+        beyond = (drawn >= stage.counts(len(shape), False)) & (drawn < stage.taps)
+        drawn = np.where(beyond, 0, drawn)
     return jnp.asarray(np.where(drawn == stage.taps, taps.NONE, drawn).astype(np.uint8))
 
 
@@ -313,7 +372,9 @@ class TestReadAndPlace:
 
 
 @pytest.mark.parametrize("f", ["read", "place"])
-@pytest.mark.parametrize("name", ["1-D, strided", "2-D", "2-D, disjoint", "2-D, whole"])
+@pytest.mark.parametrize(
+    "name", ["1-D, strided", "1-D, bins", "2-D", "2-D, disjoint", "2-D, whole"]
+)
 class TestBatching:
     def operands(self, f, name):
         stage, rng = STAGES[name], np.random.default_rng(1)
@@ -567,6 +628,17 @@ class TestGradientNeverScatters:
             assert found
             assert not found & {*SCATTERS, "reduce_window"}
 
+    @pytest.mark.parametrize(
+        "op", [jaxpool.adaptive_max_pool, jaxpool.adaptive_avg_pool]
+    )
+    @pytest.mark.parametrize("axis", [(-3, -2), (-2, -1)], ids=str)
+    def test_of_adaptive_pools(self, op, axis):
+        f = lambda x: op(x, (7, 5), axis=axis)  # noqa: E731
+        x = jax.ShapeDtypeStruct((2, 13, 24, 24), "float32")
+        for found in self.operations(pullback(f), x, jax.eval_shape(f, x)):
+            assert "gather" in found
+            assert not found & {*SCATTERS, "reduce_window"}
+
     def test_of_a_draw(self):
         def f(x, seed):
             key = jax.random.key(seed)
@@ -600,6 +672,13 @@ class TestMemory:
         assert nbytes(residuals) <= stages * x.size * 1.2
         if name in SMALL:
             assert nbytes(residuals) <= jax.eval_shape(f, x).size
+
+    def test_adaptive_max_keeps_one_byte_for_each_choice(self):
+        x = jax.ShapeDtypeStruct((2, 13, 52, 4), "float32")
+        residuals = kept(lambda x: jaxpool.adaptive_max_pool(x, (5, 7)), x)
+        assert {r.dtype.name for r in residuals} == {"uint8"}
+        # Bins of 3 along the one axis and of 8 along the other: one stage each.
+        assert nbytes(residuals) == 2 * 4 * (5 * 7 + 13 * 7)
 
     @pytest.mark.parametrize("name", POOLS)
     @pytest.mark.parametrize("op", [jaxpool.avg_pool, jaxpool.sum_pool])
@@ -636,6 +715,13 @@ class TestProgramSize:
 
     def test_large_windows(self):
         assert 0 < self.size(65, 200) < min(3000, 4 * self.size(9, 200))
+
+    @pytest.mark.parametrize(("size", "out"), [(1000, 7), (1000, 333), (50, 999)])
+    def test_bins(self, size, out):
+        loss = lambda x: jaxpool.adaptive_max_pool(x, (out,)).sum()  # noqa: E731
+        x = jax.ShapeDtypeStruct((size, 1), "float32")
+        text = jax.jit(jax.grad(loss)).lower(x).as_text()
+        assert 0 < text.count(" = stablehlo.") < 1000
 
     @pytest.mark.parametrize("window", [3, 65])
     def test_whatever_the_size_of_the_image(self, window):

@@ -163,30 +163,15 @@ def _value_and_codes(x, where, geometry, largest, form):
     for stage in stages(geometry):
         # The barriers keep XLA from computing values and codes again for each tap of
         # whatever uses them, and from keeping `x` until then.
-        y = lax.optimization_barrier(taps.fold(x, stage, op, empty))
-        code = _apart(taps.choose(x, y, stage, alive))
+        y = taps.fold(x, stage, op, empty)
+        y = taps.apart(y) if stage.binned else lax.optimization_barrier(y)
+        code = taps.apart(taps.choose(x, y, stage, alive))
         # A window without elements gives the identity, which is not to be chosen.
         nothing = where is not None or holds_nothing(stage)
         alive = code != taps.NONE.astype(code.dtype) if nothing else None
         codes.append(code)
         x = y
     return x, tuple(codes)
-
-
-def _apart(code):
-    """Returns `code`, which XLA then computes once, and keeps instead of `x`.
-
-    XLA's CPU backend drops barriers before it fuses. What it can't see through is a
-    condition that holds, but might not.
-    """
-
-    def behind_condition(code):
-        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
-        return lax.cond(always, lambda code: code, lax.bitwise_not, code)
-
-    return lax.platform_dependent(
-        code, cpu=behind_condition, default=lax.optimization_barrier
-    )
 
 
 def _native_extremum(x, geometry, largest):
@@ -307,7 +292,7 @@ def window_sample(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _drawn(weights, threshold, geometry):
-    return _apart(taps.draw(weights, threshold, geometry))
+    return taps.apart(taps.draw(weights, threshold, geometry))
 
 
 @functools.partial(jax.jit, static_argnums=2)

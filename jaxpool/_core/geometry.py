@@ -15,7 +15,14 @@ from jax.core import max_dim
 
 from jaxpool._core.window import Window, fail
 
-__all__ = ["Axis", "Geometry", "adaptive_axis", "adaptive_bounds", "static_size"]
+__all__ = [
+    "Axis",
+    "Bins",
+    "Geometry",
+    "adaptive_axis",
+    "adaptive_bounds",
+    "static_size",
+]
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,39 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Bins:
+    """One pooled axis whose windows are any runs of elements, in order.
+
+    Window `o` covers positions `start[o] <= i < end[o]`, at least one; `start` and
+    `end` never decrease, and every element lies in a window.
+    """
+
+    axis: int
+    size: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @property
+    def out(self) -> int:
+        """Number of windows."""
+        return len(self.start)
+
+    @property
+    def window(self) -> int:
+        """Number of elements of the largest window."""
+        return max(self.counts(False).tolist())
+
+    def counts(self, include_pad: bool) -> np.ndarray:
+        """Number of elements `[out]` in every window; there is no padding."""
+        del include_pad
+        return np.subtract(self.end, self.start)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """A window laid over an input; `axes` are sorted, so row-major is their order."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Any, ...]  # of Axis and Bins
 
     @classmethod
     def of(cls, window: Window, shape: Sequence[Any]) -> "Geometry":
@@ -65,10 +101,15 @@ class Geometry:
     @property
     def whole(self) -> bool:
         """Whether one window covers each pooled axis exactly."""
-        return all(
+        return not self.binned and all(
             (a.window, a.out, a.low) == (a.size, 1, 0) and 1 in (a.dilation, a.window)
             for a in self.axes
         )
+
+    @property
+    def binned(self) -> bool:
+        """Whether the windows of some axis differ in more than their place."""
+        return any(isinstance(a, Bins) for a in self.axes)
 
     @property
     def symbolic(self) -> bool:
@@ -175,12 +216,13 @@ def adaptive_bounds(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     return o * size // out, -(-(o + 1) * size // out)
 
 
-def adaptive_axis(axis: int, size: int, out: int) -> Axis | None:
-    """The bins of `adaptive_bounds` as windows, if they are evenly spaced and equal."""
+@functools.lru_cache(4096)
+def adaptive_axis(axis: int, size: int, out: int) -> Axis | Bins:
+    """The bins of `adaptive_bounds`: windows, if they are evenly spaced and equal."""
     start, end = adaptive_bounds(size, out)
     windows, strides = set((end - start).tolist()), set(np.diff(start).tolist())
     if len(windows) > 1 or len(strides) > 1 or 0 in strides:
-        return None
+        return Bins(axis, size, tuple(start.tolist()), tuple(end.tolist()))
     window = windows.pop()
     stride = strides.pop() if strides else window
     return Axis(axis, size, window, stride, 1, 0, 0, 0, out)

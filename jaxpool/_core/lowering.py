@@ -36,6 +36,12 @@ RULES = (
         "not timed",
     ),
     Rule(
+        "bins of different sizes: rows read through a table",
+        lambda g: g.binned,
+        "stages",
+        "Flax has none",
+    ),
+    Rule(
         f"one window over everything, more than {MOST_TAPS} elements: a reduction, and "
         "the position of the first that equals it",
         large_and_whole,
@@ -77,7 +83,8 @@ def lowering(form: str) -> Iterator[None]:
     Args:
       form: "auto", as everywhere else; "stages", slices of whole arrays, with
         derivatives that gather; or "reduce_window", XLA's operation, with derivatives
-        by gather and scatter. Symbolic pooled sizes are "reduce_window" always.
+        by gather and scatter. Symbolic pooled sizes are "reduce_window" always, and
+        adaptive pools whose bins differ in size "stages".
 
     Raises:
       ValueError: for anything else.
@@ -101,4 +108,5 @@ def chosen_form(geometry: Geometry) -> str:
     """The form in which to compute this window, "stages" or "reduce_window"."""
     rule = next(rule for rule in RULES if rule.applies(geometry))
     asked = _asked.get()
-    return rule.form if asked == "auto" or geometry.symbolic else asked
+    only = geometry.symbolic or geometry.binned
+    return rule.form if asked == "auto" or only else asked

@@ -13,20 +13,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxpool._core.geometry import Axis, Geometry
+from jaxpool._core.geometry import Axis, Bins, Geometry
 
 __all__ = [
     "Block",
     "Region",
     "blocks",
+    "covers",
     "holds_nothing",
+    "large_and_whole",
     "regions",
     "stages",
     "sum_stages",
     "taps_at",
 ]
 
-# Up to this many elements of a window are one stage, over several axes or along one.
+# Up to this many elements of a window are one stage, over several axes or along one,
+# where the smaller number holds if most elements of a window lie in the next one too.
 # With more, passes over memory are saved that cost less than reading so many taps, and
 # the program grows: it has a region for each number of taps that padding leaves.
 MOST_TAPS = 9
@@ -105,6 +108,35 @@ def blocks(axis: Axis) -> tuple[Block, ...]:
     return tuple(runs)
 
 
+@functools.lru_cache(4096)
+def covers(bins: Bins) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """(window, tap) for each place in the list of windows that an input lies in.
+
+    Both `[size]`; -1 for the tap of those inputs whose list is shorter.
+    """
+    inputs = np.arange(bins.size)
+    first = np.searchsorted(bins.end, inputs, "right")
+    last = np.searchsorted(bins.start, inputs, "right") - 1
+    table = []
+    for place in range((last - first).max() + 1):
+        window = np.minimum(first + place, last)
+        tap = inputs - np.take(bins.start, window)
+        table.append((window, np.where(first + place <= last, tap, -1)))
+    return tuple(table)
+
+
+def axis_by_axis(geometry: Geometry) -> bool:
+    """Whether each axis has stages of its own, however few elements a window has.
+
+    Bins have. So have windows that move by one along the axis whose elements are
+    neighbours in memory, as channels first have it: regions along it leave short loops,
+    and a stage over that axis alone has the fewest.
+    """
+    last = geometry.axes[-1]
+    slides = not isinstance(last, Bins) and last.axis == -1 and last.stride == 1
+    return geometry.binned or (slides and last.window > 1)
+
+
 def large_and_whole(stage: Geometry) -> bool:
     """Whether a stage is one window over everything, reduced and not unrolled."""
     return stage.whole and (stage.symbolic or stage.taps > MOST_TAPS)
@@ -114,7 +146,8 @@ def holds_nothing(stage: Geometry) -> bool:
     """Whether some window of the stage may have no elements: it steps over them."""
     if stage.symbolic:
         return any(a.dilation > 1 for a in stage.axes)
-    return any(not run.taps for a in stage.axes for run in regions(a))
+    plain = [a for a in stage.axes if isinstance(a, Axis)]
+    return any(not run.taps for a in plain for run in regions(a))
 
 
 @functools.lru_cache(4096)
@@ -123,7 +156,7 @@ def stages(geometry: Geometry) -> tuple[Geometry, ...]:
     if large_and_whole(geometry):
         return (geometry,)
     axes = tuple(a for a in geometry.axes if not _idle(a))
-    if math.prod(a.window for a in axes) <= MOST_TAPS:
+    if geometry.taps <= MOST_TAPS and not axis_by_axis(geometry):
         return (Geometry(axes),) if axes else ()
     chain = [part for a in reversed(axes) for part in _chain(a, overlap=True)]
     return tuple(Geometry((part,)) for part in chain)
@@ -139,11 +172,16 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     if large_and_whole(geometry):
         return (((geometry,),),)
     axes = tuple(a for a in geometry.axes if not _idle(a))
-    if math.prod(a.window for a in axes) <= MOST_TAPS:
+    if geometry.taps <= MOST_TAPS and not geometry.binned:
         return (((Geometry(axes),),),) if axes else ()
     groups = []
     for a in reversed(axes):
         chains = []
+        if isinstance(a, Bins):
+            inner, a = _small_bins(a)
+            groups.append(((Geometry((inner,)),),))
+            if a is None:
+                continue
         while a.window:
             width = next(n for n in range(a.window, 0, -1) if _is_product(n))
             chain = _chain(replace(a, window=width), overlap=False)
@@ -154,15 +192,34 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     return tuple(groups)
 
 
-def _idle(axis: Axis) -> bool:
+def _idle(axis: Axis | Bins) -> bool:
     """Whether a window takes each element of the axis as it is."""
-    return (axis.window, axis.stride, axis.low, axis.out) == (1, 1, 0, axis.size)
+    return isinstance(axis, Axis) and (
+        (axis.window, axis.stride, axis.low, axis.out) == (1, 1, 0, axis.size)
+    )
 
 
-def _chain(axis: Axis, overlap: bool) -> tuple[Axis, ...]:
+def _small_bins(bins: Bins) -> tuple[Bins, Axis | None]:
+    """`bins` as bins of few elements, and windows of as many of these each, if any."""
+    count = -(-bins.window // MOST_TAPS)
+    if count == 1:
+        return bins, None
+    parts = np.arange(count + 1) * bins.counts(False)[:, None] // count
+    edges = np.asarray(bins.start)[:, None] + parts
+    start, end = edges[:, :-1].ravel().tolist(), edges[:, 1:].ravel().tolist()
+    inner = Bins(bins.axis, bins.size, tuple(start), tuple(end))
+    size = inner.out
+    return inner, Axis(bins.axis, size, count, count, 1, 0, 0, 0, bins.out)
+
+
+def _chain(axis: Axis | Bins, overlap: bool) -> tuple[Axis | Bins, ...]:
     """`axis` as windows of windows, the innermost first."""
+    if isinstance(axis, Bins):
+        inner, rest = _small_bins(axis)
+        return (inner, *_chain(rest, overlap)) if rest else (inner,)
     if overlap:
-        count, step = _cover(axis.window)[1:]
+        stride = 0 if axis.out == 1 else axis.stride
+        count, step = _cover(axis.window, stride, axis.dilation)[1:]
     else:
         count = _factor(axis.window)
         step = axis.window // max(count, 1)
@@ -194,23 +251,37 @@ def _chain(axis: Axis, overlap: bool) -> tuple[Axis, ...]:
 
 
 @functools.cache
-def _cover(window: int) -> tuple[float, int, int]:
+def _cover(window: int, stride: int, dilation: int) -> tuple[float, int, int]:
     """How to cover a window with `count` smaller ones, `step` apart, at what cost.
 
-    Returns (cost, count, step), in passes over memory, of which a tap is a third; a
-    count of 0 is the window in one piece. Neighbours may overlap: a maximum does not
-    mind, and of two equal ones the first is the same element.
+    Returns (cost, count, step), in passes over memory, of which a tap is a third, for
+    one output in `stride` elements (0 for one in all); a count of 0 is the window in
+    one piece. Neighbours may overlap: a maximum does not mind, and of two equal ones
+    the first is the same element.
     """
-    choices = [(window / 3 + 1, 0, 0)]
+    outputs = 1 / (stride or math.inf)
+    choices = [((window / 3 + 1) * outputs, 0, 0)]
     if window <= 3:
         return choices[0]
-    if window > MOST_IN_A_ROW:
+    reused = 0 < 2 * stride < window  # by the next output
+    if window > (MOST_IN_A_ROW if reused else MOST_TAPS):
         choices = []
     for count in range(2, min(MOST_IN_A_ROW, window // 2) + 1):
-        step = window // count
-        inner = _cover(window - (count - 1) * step)[0]
-        choices.append((inner + count / 3 + 1, count, step))
+        # Inner windows begin wherever outer ones have a tap: a step that shares a
+        # factor with the stride may make them longer, but fewer.
+        largest = window // count
+        for step in {largest // factor * factor for factor in _factors(stride)}:
+            if 2 * step > largest:
+                hop = math.gcd(stride, step * dilation)
+                inner = _cover(window - (count - 1) * step, hop, dilation)[0]
+                choices.append((inner + (count / 3 + 1) * outputs, count, step))
     return min(choices)
+
+
+def _factors(number: int) -> set[int]:
+    """All factors of `number`, and 1."""
+    small = {n for n in range(1, math.isqrt(number) + 1) if number % n == 0}
+    return {1} | small | {number // n for n in small}
 
 
 def _factor(window: int) -> int:

@@ -6,7 +6,8 @@ same elements inside, and put together by concatenation.
 
 A choice of one element for each window is a code: the tap it stands at, counted in
 row-major order, as uint8; `NONE` for a window without elements. One window over
-everything is reduced instead, and its code, int32, may be as large as it is.
+everything is reduced instead, and its code, int32, may be as large as it is. Bins,
+whose places follow no pattern, are read through tables, a row of the array for each.
 """
 
 import functools
@@ -27,6 +28,7 @@ from jaxpool._core.stages import (
     Block,
     Region,
     blocks,
+    covers,
     large_and_whole,
     regions,
     taps_at,
@@ -34,6 +36,7 @@ from jaxpool._core.stages import (
 
 __all__ = [
     "NONE",
+    "apart",
     "choose",
     "draw",
     "flat_positions",
@@ -53,13 +56,17 @@ def fold(
     op: Callable[[jax.Array, jax.Array], jax.Array],
     empty: Any,
 ) -> jax.Array:
-    """Each window folded with `op`; `empty` for one without elements.
+    """Each window folded with `op`, a maximum or minimum, whose identity is `empty`.
 
     Half precision folds in float32: XLA would convert back and forth at each `op`.
     """
     if large_and_whole(stage):
         return _fold_whole(x, stage, op, empty)
     wide = accumulation_dtype(x.dtype)
+    if stage.binned:
+        # The last element of a shorter bin is read again, and changes nothing.
+        rows = [part.astype(wide) for _, part in _bin_taps(x, stage)]
+        return functools.reduce(op, rows).astype(x.dtype)
 
     def region(runs):
         slices = [part.astype(wide) for _, part in _taps(x, stage, runs)]
@@ -81,15 +88,12 @@ def choose(
         return _choose_whole(x, y, stage, alive)
     wide = accumulation_dtype(x.dtype)
 
-    def region(runs):
-        target = _outputs(y, stage, runs).astype(wide)
-        slices = _taps(x, stage, runs)
-        masks = [None] * len(slices)
-        if alive is not None:
-            masks = [part for _, part in _taps(alive, stage, runs)]
+    def first(target, slices, masks):
+        target = target.astype(wide)
         # The last one needs no test: if no other equals the extremum, it does.
-        last = NONE if alive is not None or not slices else np.uint8(slices[-1][0])
+        last = NONE if masks or not slices else np.uint8(slices[-1][0])
         code = _filled(target, last)
+        masks = [mask for _, mask in masks] or [None] * len(slices)
         for (tap, part), mask in reversed(list(zip(slices, masks, strict=True))):
             if tap != last:
                 part = part.astype(wide)
@@ -97,6 +101,14 @@ def choose(
                 hit = hit if mask is None else hit & mask
                 code = jnp.where(hit, np.uint8(tap), code)
         return code
+
+    if stage.binned:
+        masks = [] if alive is None else _bin_taps(alive, stage)
+        return first(y, _bin_taps(x, stage), masks)
+
+    def region(runs):
+        masks = [] if alive is None else _taps(alive, stage, runs)
+        return first(_outputs(y, stage, runs), _taps(x, stage, runs), masks)
 
     return _put_together(stage, regions, region)
 
@@ -128,6 +140,12 @@ def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Ar
     if large_and_whole(stage):
         x = x if code is None else _where(code == _positions(x, stage), x)
         return jnp.sum(x, stage.pooled, dtype=x.dtype, keepdims=True)
+    if stage.binned:
+        terms = [
+            _where(_inside(stage, x.ndim, tap) if code is None else code == tap, part)
+            for tap, part in _bin_taps(x, stage)
+        ]
+        return functools.reduce(lax.add, terms)
 
     def region(runs):
         slices = _taps(x, stage, runs)
@@ -157,11 +175,14 @@ def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.A
             shape[a.axis] = a.size
         x = jnp.broadcast_to(y, shape)
         return x if code is None else _where(code == _positions(x, stage), x)
-    # Interleaving has a shorter inner loop to offer where no sums are needed, and is
-    # several times as slow where they are.
+    if stage.binned:
+        return _place_bins(y, stage, code)
+    # Interleaving is faster over several axes where no sums are needed, and several
+    # times as slow where they are.
     disjoint = all(len(taps_at(a)) == 1 for a in stage.axes)
     few = math.prod(a.stride for a in stage.axes) <= MOST_TAPS
-    form = _interleaved if disjoint and few else _tabulated
+    several = sum(a.stride > 1 for a in stage.axes) > 1
+    form = _interleaved if disjoint and few and several else _tabulated
 
     def region(runs: tuple[Block, ...]):
         if all(run.offsets for run in runs):
@@ -240,8 +261,8 @@ def _tabulated(y, stage, code, runs) -> jax.Array:
             codes = lax.broadcast_in_dim(lax.slice(code, begin, end), shape, kept)
             wanted = np.where(none, _NO_TAP, tap).astype(np.uint8)
             term = _where(codes == wanted, term)
-        elif none.any():
-            term = _where(jnp.broadcast_to(~none, shape), term)
+        else:
+            term = _where(~none, term)
         terms.append(term)
     total = functools.reduce(lax.add, terms)
     # A reshape of a sharded array may merge two axes, with none of size 1 around.
@@ -252,6 +273,41 @@ def _tabulated(y, stage, code, runs) -> jax.Array:
         if total.shape[d] != size:
             total = total.reshape(*merged[: d + 1], *total.shape[d + 2 :])
     return lax.expand_dims(total, ones)
+
+
+def _bin_taps(x: jax.Array, stage: Geometry) -> list[tuple[np.uint8, jax.Array]]:
+    """(code, elements) of each tap of the bins; the last element in place of none."""
+    (bins,) = stage.axes
+    start, last = np.asarray(bins.start), np.asarray(bins.end) - 1
+    return [
+        (np.uint8(tap), _rows(x, bins.axis, np.minimum(start + tap, last)))
+        for tap in range(bins.window)
+    ]
+
+
+def _inside(stage, ndim, tap) -> np.ndarray:
+    """Which bins have that many elements and one more."""
+    return stage.counts(ndim, False) > tap
+
+
+def _place_bins(y, stage, code) -> jax.Array:
+    (bins,) = stage.axes
+    shape = [bins.size if y.ndim + bins.axis == d else 1 for d in range(y.ndim)]
+    terms = []
+    for window, tap in covers(bins):
+        term, tap = _rows(y, bins.axis, window), tap.reshape(shape)
+        if code is None:
+            inside = tap >= 0
+        else:
+            wanted = np.where(tap >= 0, tap, _NO_TAP).astype(np.uint8)
+            inside = _rows(code, bins.axis, window) == wanted
+        terms.append(_where(inside, term))
+    return functools.reduce(lax.add, terms)
+
+
+def _rows(x, axis, index) -> jax.Array:
+    """Rows of `x`, which must be there."""
+    return jnp.take(x, index, x.ndim + axis, mode="clip")
 
 
 def keeping_nan(
@@ -313,6 +369,22 @@ def flat_positions(shape: Sequence[Any], axes: Sequence[int]) -> jax.Array:
     return index
 
 
+def apart(x: jax.Array) -> jax.Array:
+    """Returns `x`, which XLA then computes once, and keeps, not what it is made of.
+
+    XLA's CPU backend drops barriers before it fuses. What it can't see through is a
+    condition that holds, but might not.
+    """
+
+    def behind_condition(x):
+        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
+        return lax.cond(always, lambda x: x, jnp.zeros_like, x)
+
+    return lax.platform_dependent(
+        x, cpu=behind_condition, default=lax.optimization_barrier
+    )
+
+
 def _put_together(
     stage: Geometry,
     cut: Callable[[Axis], Sequence[Any]],
@@ -372,5 +444,7 @@ def _filled(like: jax.Array, value: Any) -> jax.Array:
     return jnp.where(like == like, value, value)
 
 
-def _where(condition: jax.Array, x: jax.Array) -> jax.Array:
+def _where(condition: jax.Array | np.ndarray, x: jax.Array) -> jax.Array:
+    if isinstance(condition, np.ndarray) and condition.all():
+        return x
     return jnp.where(condition, x, np.array(0, x.dtype))

@@ -11,23 +11,15 @@ divide L, and repeat elements where O > L.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, output_axes
-from jaxpool._core.engine import (
-    identity,
-    take,
-    window_choice,
-    window_sum,
-)
-from jaxpool._core.geometry import Geometry, adaptive_axis, adaptive_bounds
-from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
+from jaxpool._core.engine import window_choice, window_extremum
+from jaxpool._core.geometry import Geometry, adaptive_axis
+from jaxpool._core.numerics import mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.taps import flat_positions
 from jaxpool._core.window import Ints
+from jaxpool._ops.average import masked_mean
 
 __all__ = ["adaptive_avg_pool", "adaptive_max_pool", "adaptive_max_pool_with_argmax"]
 
@@ -63,22 +55,9 @@ def adaptive_avg_pool(
       >>> adaptive_avg_pool(jnp.arange(7.0)[:, None], (3,))[:, 0]
       Array([1., 3., 5.], dtype=float32)
     """
-    caller = "adaptive_avg_pool"
-    x = as_array(caller, x)
-    dtype = mean_dtype(x.dtype)
-    x = x.astype(accumulation_dtype(dtype))
-    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    count = np.ones((1,) * x.ndim)
-    for a, size in zip(axes, sizes, strict=True):
-        regular = adaptive_axis(a, x.shape[a], size)
-        if regular:
-            x = window_sum(x, Geometry((regular,)))
-            count = count * regular.window
-        else:
-            binned, inside = _bins(x, a, size)
-            x = jnp.sum(jnp.where(inside, binned, 0), a, dtype=x.dtype)
-            count = count * inside.sum(a)
-    return divide(x, count).astype(dtype)
+    x = as_array("adaptive_avg_pool", x)
+    geometry = _bins("adaptive_avg_pool", x, output_shape, axis)
+    return masked_mean(x, geometry, None, False).astype(mean_dtype(x.dtype))
 
 
 @pool_op("adaptive", "adaptive", monotone=True)
@@ -95,7 +74,8 @@ def adaptive_max_pool(
     Returns:
       `[B..., *output_shape, C]` in the dtype of `x`, which must be real.
     """
-    return _adaptive_max("adaptive_max_pool", x, output_shape, axis)[0]
+    x = as_array("adaptive_max_pool", x, ordered=True)
+    return window_extremum(x, _bins("adaptive_max_pool", x, output_shape, axis), True)
 
 
 @pool_op("adaptive", "adaptive", outputs=2)
@@ -113,50 +93,14 @@ def adaptive_max_pool_with_argmax(
       values: `[B..., *output_shape, C]` in the dtype of `x`, which must be real.
       indices: int32 of the same shape, counted as by :func:`max_pool_with_argmax`.
     """
-    return _adaptive_max("adaptive_max_pool_with_argmax", x, output_shape, axis)
-
-
-def _adaptive_max(
-    caller: str,
-    x: ArrayLike,
-    output_shape: OutputShape,
-    axis: Ints | None,
-) -> tuple[jax.Array, jax.Array]:
+    caller = "adaptive_max_pool_with_argmax"
     x = as_array(caller, x, ordered=True)
+    return window_choice(x, _bins(caller, x, output_shape, axis), True)
+
+
+def _bins(
+    caller: str, x: jax.Array, output_shape: OutputShape, axis: Ints | None
+) -> Geometry:
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    regular = [
-        adaptive_axis(a, x.shape[a], size) for a, size in zip(axes, sizes, strict=True)
-    ]
-    if None not in regular:
-        geometry = Geometry(tuple(a for a in regular if a))
-        return window_choice(x, geometry, True)
-    index = flat_positions(x.shape, axes)
-    best = lax.stop_gradient(x)
-    # The last axis first, so that the first of equals in row-major order stays first.
-    for a, size in zip(reversed(axes), reversed(sizes), strict=True):
-        binned, inside = _bins(best, a, size)
-        # Behind the bin's own elements, what fills it up never wins a tie.
-        binned = jnp.where(inside, binned, identity(x.dtype, True))
-        winner = jnp.expand_dims(lax.argmax(binned, binned.ndim + a, np.int32), a)
-        best = jnp.take_along_axis(binned, winner, a).squeeze(a)
-        index = jnp.take_along_axis(_bins(index, a, size)[0], winner, a).squeeze(a)
-    wide = x.astype(accumulation_dtype(x.dtype))
-    return take(wide, index, axes).astype(x.dtype), index
-
-
-def _bins(x: jax.Array, axis: int, out: int) -> tuple[jax.Array, np.ndarray]:
-    """Lays out the bins along one (negative) axis: `[..., out, K, ...]` in its place.
-
-    Returns that, with `K` the largest bin's size, and which of these elements belong to
-    their bin, with 1 for all other axes.
-    """
-    size, before = x.shape[axis], x.ndim + axis
-    start, end = adaptive_bounds(size, out)
-    positions = start[:, None] + np.arange((end - start).max())
-    inside = positions < end[:, None]
-    if size % out == 0:
-        shape = x.shape[:before] + positions.shape + x.shape[before + 1 :]
-        binned = x.reshape(shape)
-    else:
-        binned = jnp.take(x, np.minimum(positions, size - 1), before, mode="clip")
-    return binned, inside.reshape(inside.shape + (1,) * (x.ndim - before - 1))
+    pairs = zip(axes, sizes, strict=True)
+    return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
