@@ -99,7 +99,7 @@ def _add_bench(commands) -> None:
         type=_names,
         default="models",
         metavar="NAME,...",
-        help="models, windows, batch, channels",
+        help="models, windows, batch, channels, adaptive",
     )
     option(
         "--peers",

@@ -42,7 +42,8 @@ def bench(
       quick: keep a third of the cases, with small batches.
       ops: max, avg or both.
       dtype: f32, bf16, f16.
-      suite: models (windows of real networks), windows, batch, channels.
+      suite: models (windows of real networks), windows, batch, channels,
+        adaptive.
       peers: whom to compare with.
       layout: channels_last or channels_first, for those who know both.
       rounds: rounds of timing of each case; slow cases make do with fewer.

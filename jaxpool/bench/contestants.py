@@ -116,21 +116,26 @@ def _jax_entry(problem: Problem, layout: str, pool: Callable[[Any], Any]) -> Ent
 
 def _ours(problem: Problem) -> Entry:
     case = problem.case
-    pool = {"max": jaxpool.max_pool, "avg": jaxpool.avg_pool}[case.op]
+    name = f"{case.op}_pool"
+    pool = getattr(jaxpool, f"adaptive_{name}" if case.adaptive else name)
     rank = len(case.window)
     start = -rank - (problem.layout == "channels_last")
     axis = tuple(range(start, start + rank))
-    window = (case.window, case.strides, case.padding)
-    return _jax_entry(problem, problem.layout, lambda x: pool(x, *window, axis=axis))
+
+    def apply(x):
+        return pool(x, *case.arguments, axis=axis)
+
+    return _jax_entry(problem, problem.layout, apply)
 
 
 def _flax(problem: Problem) -> Entry:
     from flax import linen
 
     case = problem.case
+    if case.adaptive:
+        raise Unable("has no adaptive pools")
     pool = {"max": linen.max_pool, "avg": linen.avg_pool}[case.op]
-    window = (case.window, case.strides, case.padding)
-    return _jax_entry(problem, "channels_last", lambda x: pool(x, *window))
+    return _jax_entry(problem, "channels_last", lambda x: pool(x, *case.arguments))
 
 
 def _equinox(problem: Problem) -> Entry:
@@ -138,8 +143,9 @@ def _equinox(problem: Problem) -> Entry:
 
     case = problem.case
     kind = {"max": "Max", "avg": "Avg"}[case.op]
-    layer = getattr(equinox.nn, f"{kind}Pool{len(case.window)}d")
-    pool = layer(case.window, case.strides, case.padding)
+    name = f"{kind}Pool{len(case.window)}d"
+    layer = getattr(equinox.nn, f"Adaptive{name}" if case.adaptive else name)
+    pool = layer(*case.arguments)
     return _jax_entry(problem, "channels_first", jax.vmap(pool))
 
 
@@ -150,12 +156,16 @@ def _keras(problem: Problem) -> Entry:
     backend = keras.config.backend()
     if backend != "jax":
         raise Unable(f"was imported with the backend {backend}")
-    case = problem.case
-    padding = _keras_padding(problem)
-    pool = {"max": keras.ops.max_pool, "avg": keras.ops.average_pool}[case.op]
+    case, ops = problem.case, keras.ops
+    name = {"max": "max_pool", "avg": "average_pool"}[case.op]
+    if case.adaptive:
+        pool, window = getattr(ops, f"adaptive_{name}"), (case.window,)
+    else:
+        padding = _keras_padding(problem)
+        pool, window = getattr(ops, name), (case.window, case.strides, padding)
 
     def apply(x):
-        return pool(x, case.window, case.strides, padding, problem.layout)
+        return pool(x, *window, problem.layout)
 
     return _jax_entry(problem, problem.layout, apply)
 
@@ -183,7 +193,7 @@ def _torch(problem: Problem) -> Entry:
     pads = [low for low, _ in case.padding]
     if not case.symmetric:
         raise Unable("pads both sides alike only")
-    if any(2 * pad > size for pad, size in zip(pads, case.window, strict=True)):
+    if any(2 * pad > size for pad, size in zip(pads, case.window, strict=False)):
         raise Unable("pads at most half a window")
     if rank > 3:
         raise Unable("pools at most 3 axes")
@@ -204,9 +214,9 @@ def _torch(problem: Problem) -> Entry:
 
     x, g = tensor(problem.x), tensor(problem.g)
     tracked = x.detach().requires_grad_()
-    name = {"max": "max_pool", "avg": "avg_pool"}[case.op]
-    pool = getattr(F, f"{name}{rank}d")
-    window = (case.window, case.strides, pads)
+    name = f"{case.op}_pool{rank}d"
+    pool = getattr(F, f"adaptive_{name}" if case.adaptive else name)
+    window = (case.window,) if case.adaptive else (case.window, case.strides, pads)
 
     def finish(results):
         if not on_cpu:

@@ -8,6 +8,7 @@ and PyTorch's benchmarks, and of models in wide use that none of them has.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jaxpool
 
@@ -21,7 +22,7 @@ Pads = int | tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One window over one input, channels last.
+    """One window over one input, channels last, or one adaptive pool.
 
     Means count the padding.
 
@@ -30,11 +31,12 @@ class Case:
       op: max or avg.
       batch: how many samples, at most.
       sample: spatial sizes and channels of a sample.
-      window: window sizes.
-      strides: steps between windows.
-      padding: a (low, high) pair for each spatial axis.
+      window: window sizes; the result's if `adaptive`.
+      strides: steps between windows; none if `adaptive`.
+      padding: a (low, high) pair for each spatial axis; none if `adaptive`.
       quick: how many samples in a quick run, None for a case that it leaves out.
       scales: whether a small machine takes fewer samples.
+      adaptive: whether windows follow from the result's size.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     padding: tuple[tuple[int, int], ...]
     quick: int | None = None
     scales: bool = True
+    adaptive: bool = False
 
     def quickly(self) -> "Case":
         """Returns the case of a quick run."""
@@ -70,7 +73,16 @@ class Case:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the result, channels last."""
+        if self.adaptive:
+            return (self.batch, *self.window, self.sample[-1])
         return jaxpool.output_shape(self.shape, self.window, self.strides, self.padding)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What a pool is told, apart from the input."""
+        if self.adaptive:
+            return (self.window,)
+        return (self.window, self.strides, self.padding)
 
     @property
     def symmetric(self) -> bool:
@@ -79,7 +91,9 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Window, strides and padding as text: 3/2/1, (1,3,3)/(1,2,2)/(0,1,1)."""
+        """The windows as text: 3/2/1, (1,3,3)/(1,2,2)/(0,1,1), to 7."""
+        if self.adaptive:
+            return f"to {_text(self.window)}"
         pads = [f"{a}" if a == b else f"{a}:{b}" for a, b in self.padding]
         return "/".join(map(_text, (self.window, self.strides, pads)))
 
@@ -207,10 +221,27 @@ def _channels() -> list[Case]:
     ]
 
 
+def _adaptive() -> list[Case]:
+    return [
+        Case(name, op, batch, sample, result, (), (), quick, adaptive=True)
+        for op in OPS
+        for name, batch, sample, result, quick in (
+            ("VGG-16 head, 320 pixels", 32, (10, 10, 512), (7, 7), 8),
+            ("AlexNet head, 256 pixels", 256, (7, 7, 256), (6, 6), None),
+            ("PSPNet, 60x60", 8, (60, 60, 512), (6, 6), None),
+            ("PSPNet, 33x33", 16, (33, 33, 512), (6, 6), 4),
+            ("~detector region", 32, (50, 50, 256), (7, 7), None),
+            ("~audio", 32, (1000, 64), (300,), None),
+            ("~larger than the input", 32, (5, 5, 256), (7, 7), None),
+        )
+    ]
+
+
 SUITES = {
     "models": _models(),
     "windows": _windows(),
     "batch": _batches(),
     "channels": _channels(),
+    "adaptive": _adaptive(),
 }
 """Cases by the name of their suite."""
