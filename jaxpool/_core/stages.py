@@ -182,12 +182,10 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
             groups.append(((Geometry((inner,)),),))
             if a is None:
                 continue
-        while a.window:
-            width = next(n for n in range(a.window, 0, -1) if _is_product(n))
-            chain = _chain(replace(a, window=width), overlap=False)
+        for size in _summands(a.window, _step(a), a.dilation)[1]:
+            chain = _chain(replace(a, window=size), overlap=False)
             chains.append(tuple(Geometry((part,)) for part in chain))
-            rest = a.low - width * a.dilation
-            a = replace(a, window=a.window - width, low=rest)
+            a = replace(a, low=a.low - size * a.dilation)
         groups.append(tuple(chains))
     return tuple(groups)
 
@@ -217,13 +215,8 @@ def _chain(axis: Axis | Bins, overlap: bool) -> tuple[Axis | Bins, ...]:
     if isinstance(axis, Bins):
         inner, rest = _small_bins(axis)
         return (inner, *_chain(rest, overlap)) if rest else (inner,)
-    if overlap:
-        stride = 0 if axis.out == 1 else axis.stride
-        count, step = _cover(axis.window, stride, axis.dilation)[1:]
-    else:
-        count = _factor(axis.window)
-        step = axis.window // max(count, 1)
-    if count in (0, axis.window):
+    count, step = _cover(axis.window, _step(axis), axis.dilation, overlap)[1:]
+    if not count:
         return (axis,)
     width = axis.window - (count - 1) * step
     # Inner windows start wherever an outer one has a tap: every `stride` elements.
@@ -250,32 +243,68 @@ def _chain(axis: Axis | Bins, overlap: bool) -> tuple[Axis | Bins, ...]:
     return (*_chain(inner, overlap), outer)
 
 
+def _step(axis: Axis) -> int:
+    """The stride, and 0 where nothing follows the first output."""
+    return 0 if axis.out == 1 else axis.stride
+
+
 @functools.cache
-def _cover(window: int, stride: int, dilation: int) -> tuple[float, int, int]:
+def _cover(
+    window: int, stride: int, dilation: int, overlap: bool
+) -> tuple[float, int, int]:
     """How to cover a window with `count` smaller ones, `step` apart, at what cost.
 
     Returns (cost, count, step), in passes over memory, of which a tap is a third, for
     one output in `stride` elements (0 for one in all); a count of 0 is the window in
-    one piece. Neighbours may overlap: a maximum does not mind, and of two equal ones
-    the first is the same element.
+    one piece. Neighbours may overlap for a maximum, which does not mind: of two equal
+    ones the first is the same element.
     """
-    outputs = 1 / (stride or math.inf)
-    choices = [((window / 3 + 1) * outputs, 0, 0)]
+    outputs = _outputs(stride)
+    whole = ((window / 3 + 1) * outputs, 0, 0)
     if window <= 3:
-        return choices[0]
+        return whole
     reused = 0 < 2 * stride < window  # by the next output
-    if window > (MOST_IN_A_ROW if reused else MOST_TAPS):
-        choices = []
+    choices: list[tuple[float, int, int]] = []
+    if window <= (MOST_IN_A_ROW if reused else MOST_TAPS):
+        choices.append(whole)
     for count in range(2, min(MOST_IN_A_ROW, window // 2) + 1):
-        # Inner windows begin wherever outer ones have a tap: a step that shares a
-        # factor with the stride may make them longer, but fewer.
         largest = window // count
-        for step in {largest // factor * factor for factor in _factors(stride)}:
+        if overlap:
+            # Inner windows begin wherever outer ones have a tap: a step that shares a
+            # factor with the stride may make them longer, but fewer.
+            steps = {largest // factor * factor for factor in _factors(stride)}
+        else:
+            steps = {largest} if window % count == 0 else set()
+        for step in steps:
             if 2 * step > largest:
                 hop = math.gcd(stride, step * dilation)
-                inner = _cover(window - (count - 1) * step, hop, dilation)[0]
+                inner = _cover(window - (count - 1) * step, hop, dilation, overlap)[0]
                 choices.append((inner + (count / 3 + 1) * outputs, count, step))
+    return min(choices, default=whole)
+
+
+@functools.cache
+def _summands(window: int, stride: int, dilation: int) -> tuple[float, tuple[int, ...]]:
+    """How to split a window into such as have a cover without overlap, at what cost.
+
+    Returns (cost, sizes), as `_cover` counts it.
+    """
+    if not window:
+        return 0.0, ()
+    choices = []
+    sizes = (size for size in range(window, 0, -1) if _is_product(size))
+    for size in itertools.islice(sizes, 4):
+        cost = _cover(size, stride, dilation, False)[0]
+        rest, others = _summands(window - size, stride, dilation)
+        if others:
+            cost += _outputs(stride)  # to add them
+        choices.append((cost + rest, (size, *others)))
     return min(choices)
+
+
+def _outputs(stride: int) -> float:
+    """Number of outputs for each element; one in all is as good as none."""
+    return 1 / stride if stride else 0.0
 
 
 def _factors(number: int) -> set[int]:
@@ -284,17 +313,12 @@ def _factors(number: int) -> set[int]:
     return {1} | small | {number // n for n in small}
 
 
-def _factor(window: int) -> int:
-    """The largest factor of `window` that is one stage, 0 if there is none."""
-    most = min(window, MOST_IN_A_ROW)
-    return next((n for n in range(most, 1, -1) if window % n == 0), 0)
-
-
 def _is_product(window: int) -> bool:
     """Whether windows of windows, each one stage, make up `window`.
 
     A prime up to 13 in a row is cheaper than two passes and a sum of both.
     """
-    while _factor(window):
-        window //= _factor(window)
+    for factor in range(2, MOST_IN_A_ROW + 1):
+        while window % factor == 0:
+            window //= factor
     return window <= 13
