@@ -104,7 +104,8 @@ def choose(
 
     if stage.binned:
         masks = [] if alive is None else _bin_taps(alive, stage)
-        return first(y, _bin_taps(x, stage), masks)
+        # Without the barrier XLA keeps the rows that `fold` has read, all of them.
+        return first(y, _bin_taps(lax.optimization_barrier(x), stage), masks)
 
     def region(runs):
         masks = [] if alive is None else _taps(alive, stage, runs)
