@@ -293,6 +293,9 @@ def _inside(stage, ndim, tap) -> np.ndarray:
 
 def _place_bins(y, stage, code) -> jax.Array:
     (bins,) = stage.axes
+    if bins.axis == -1:
+        # Rows are single elements here, and what made them is computed again for each.
+        y = apart(y)
     shape = [bins.size if y.ndim + bins.axis == d else 1 for d in range(y.ndim)]
     terms = []
     for window, tap in covers(bins):
