@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.stages import MOST_IN_A_ROW, MOST_TAPS, large_and_whole
+from jaxpool._core.stages import (
+    MOST_IN_A_ROW,
+    MOST_TAPS,
+    axis_by_axis,
+    large_and_whole,
+)
 from jaxpool._core.window import fail
 
 __all__ = ["RULES", "Rule", "chosen_form", "lowering"]
@@ -36,10 +41,10 @@ RULES = (
         "not timed",
     ),
     Rule(
-        "bins of different sizes: rows read through a table",
+        "bins of different sizes: a stage an axis, rows read through a table",
         lambda g: g.binned,
         "stages",
-        "Flax has none",
+        "Flax has none; max 10x10 to 7: 0.3 and 0.04 of the time of Keras",
     ),
     Rule(
         f"one window over everything, more than {MOST_TAPS} elements: a reduction, and "
@@ -47,6 +52,13 @@ RULES = (
         large_and_whole,
         "stages",
         "mean over 7x7: as fast as Flax, which is the same reduction",
+    ),
+    Rule(
+        "moves by one along the innermost axis: a stage an axis, the last one first; a "
+        "sum of few elements is one stage",
+        axis_by_axis,
+        "stages",
+        "max 3x3 channels first: 0.3 and 0.08; mean: 0.5 and 0.4",
     ),
     Rule(
         f"at most {MOST_TAPS} elements: one stage",

@@ -18,6 +18,7 @@ from jaxpool._core.geometry import Axis, Bins, Geometry
 __all__ = [
     "Block",
     "Region",
+    "axis_by_axis",
     "blocks",
     "covers",
     "holds_nothing",
