@@ -23,7 +23,7 @@ LAYERS = [
     ["_core/numerics", "_core/stages"],
     ["_core/lowering"],
     ["_core/taps"],
-    ["_core/linear"],
+    ["_core/linear", "_core/indices"],
     ["_core/engine", "_core/arguments"],
     ["_ops/average"],  # which other families build on
     ["_ops/"],

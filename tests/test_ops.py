@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jaxpool
-from jaxpool._core import engine
+from jaxpool._core import engine, indices
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.window import Window
 
@@ -330,8 +330,8 @@ class TestEngine:
             out[a] = 2
         x, y = normals(*shape), normals(*out, seed=1)
         index = np.random.default_rng(0).integers(-1, math.prod(sizes), out)
-        taken = engine.take(x, jnp.asarray(index), axes)
-        put = engine.put(y, jnp.asarray(index), axes, sizes)
+        taken = indices.take(x, jnp.asarray(index), axes)
+        put = indices.put(y, jnp.asarray(index), axes, sizes)
         assert put.shape == x.shape
         np.testing.assert_allclose((taken * y).sum(), (x * put).sum(), rtol=1e-4)
         assert not np.asarray(taken)[index < 0].any()
@@ -340,7 +340,7 @@ class TestEngine:
         x = np.round(normals(2, 6, 7, 3))
         for largest in (True, False):
             y, index = engine.window_choice(x, self.geometry, largest)
-            taken = engine.take(x, index, self.geometry.pooled)
+            taken = indices.take(x, index, self.geometry.pooled)
             np.testing.assert_array_equal(taken, y)
 
     def test_gradient_in_half_precision_adds_in_float32(self):

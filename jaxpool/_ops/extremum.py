@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, laid, output_axes, whole
-from jaxpool._core.engine import last_claims, put, window_choice, window_extremum
+from jaxpool._core.engine import window_choice, window_extremum
+from jaxpool._core.indices import last_claims, put
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
