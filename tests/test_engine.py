@@ -16,6 +16,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import equations
 
 import jaxpool
 from jaxpool._core import linear, taps
@@ -174,9 +175,9 @@ class TestStages:
             geometry = bins((size,), (out,))
             check_choice(geometry, few_values(rng, (size,)))
             check_sum(geometry, rng.integers(1, 2**40, (size,)))
-            for form in (stages, all_sum_stages):
+            for form, most in ((stages, MOST_TAPS), (all_sum_stages, 13)):
                 found = [s for s in form(geometry) if not large_and_whole(s)]
-                assert all(s.taps <= 13 for s in found), (size, out)
+                assert all(s.taps <= most for s in found), (size, out)
 
     def test_bins_of_several_axes(self):
         geometry, rng = bins((5, 9, 13), (3, 3, 20)), np.random.default_rng(0)
@@ -215,6 +216,18 @@ class TestStages:
         assert stages(geometry) == (geometry,)
         assert all_sum_stages(geometry) == [geometry]
         assert large_and_whole(geometry)
+        small = lay((3, 3), (3, 3))
+        assert stages(small) == (small,)
+        assert all_sum_stages(small) == [small]
+        assert not large_and_whole(small)
+
+    def test_windows_that_slide_in_memory_have_a_stage_an_axis(self):
+        # As channels first has it; over channels last they are one stage.
+        first = lay((9, 9), (3, 3))
+        assert [s.pooled for s in stages(first)] == [(-1,), (-2,)]
+        assert [s.pooled for s in stages(lay((9, 9), (3, 3), (2, 2)))] == [(-2, -1)]
+        window = Window.of("test", (3, 3), 1, "VALID", 1, False, (-3, -2))
+        assert len(stages(Geometry.of(window, (9, 9, 4)))) == 1
 
     @pytest.mark.parametrize("form", [stages, all_sum_stages])
     def test_an_axis_taken_as_it_is_costs_nothing(self, form):
@@ -397,16 +410,6 @@ class TestBatching:
         stage, x, _ = self.operands(f, name)
         batched = jax.vmap(lambda a: PRIMITIVES[f](a, stage), 1, 1)(x)
         np.testing.assert_array_equal(batched, FORMULAS[f](x, stage))
-
-
-def equations(jaxpr):
-    """All equations of a program, those of the programs within it too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for leaf in jax.tree.leaves(equation.params):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def primitives(f, *args):

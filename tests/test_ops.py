@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
+from programs import equations
 
 import jaxpool
 from jaxpool._core import engine, indices
@@ -27,16 +28,6 @@ TWO = {"window_shape": (2, 2), "strides": (2, 2)}
 
 def normals(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def equations(jaxpr):
-    """All equations of a program, those of the programs within it too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for leaf in jax.tree.leaves(equation.params):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 class TestStochastic:

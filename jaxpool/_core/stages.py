@@ -1,7 +1,7 @@
 """How a window is taken apart: one stage after the other, each with few taps.
 
 A maximum over 13 x 13 elements is a maximum over 13 in a row, then over 13 of those;
-and one over 13 is one over 5, then over three of those, 4 apart. Each such stage is a
+and one over 13 is one over 4, then over four of those, 3 apart. Each such stage is a
 window of its own, with a geometry of its own, so everything that works on one stage
 works on any window: values, choices, sums, and the way back.
 """
@@ -134,8 +134,9 @@ def axis_by_axis(geometry: Geometry) -> bool:
     and a stage over that axis alone has the fewest.
     """
     last = geometry.axes[-1]
-    slides = not isinstance(last, Bins) and last.axis == -1 and last.stride == 1
-    return geometry.binned or (slides and last.window > 1)
+    if geometry.binned:
+        return True
+    return last.axis == -1 and last.stride == 1 and min(last.window, last.out) > 1
 
 
 def large_and_whole(stage: Geometry) -> bool:

@@ -142,8 +142,9 @@ def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Ar
         x = x if code is None else _where(code == _positions(x, stage), x)
         return jnp.sum(x, stage.pooled, dtype=x.dtype, keepdims=True)
     if stage.binned:
+        counts = stage.counts(x.ndim, False)
         terms = [
-            _where(_inside(stage, x.ndim, tap) if code is None else code == tap, part)
+            _where(counts > tap if code is None else code == tap, part)
             for tap, part in _bin_taps(x, stage)
         ]
         return functools.reduce(lax.add, terms)
@@ -284,11 +285,6 @@ def _bin_taps(x: jax.Array, stage: Geometry) -> list[tuple[np.uint8, jax.Array]]
         (np.uint8(tap), _rows(x, bins.axis, np.minimum(start + tap, last)))
         for tap in range(bins.window)
     ]
-
-
-def _inside(stage, ndim, tap) -> np.ndarray:
-    """Which bins have that many elements and one more."""
-    return stage.counts(ndim, False) > tap
 
 
 def _place_bins(y, stage, code) -> jax.Array:
