@@ -31,10 +31,10 @@ class PoolModule(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, *inputs: Any, where: Any = None) -> Any:
-        """Pools the inputs; `where` masks them, if the op takes a mask."""
+    def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
+        """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
-        return self.op.fn(*inputs, **self._config(), **masks)
+        return self.op.fn(*inputs, **named, **self._config(), **masks)
 
     def _config(self) -> dict[str, Any]:
         config = {name: getattr(self, _field(name)) for name in self.op.config}
@@ -59,6 +59,7 @@ class RandomPoolModule(PoolModule):
         where: Any = None,
         deterministic: bool | None = None,
         rng: jax.Array | None = None,
+        **named: Any,
     ) -> Any:
         """Pools the inputs; `deterministic` is given here or as an attribute."""
         masks = {} if where is None else {"where": where}
@@ -67,7 +68,7 @@ class RandomPoolModule(PoolModule):
         if not deterministic and rng is None:
             rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
         sampling = {"key": rng, "deterministic": bool(deterministic)}
-        return self.op.fn(*inputs, **self._config(), **masks, **sampling)
+        return self.op.fn(*inputs, **named, **self._config(), **masks, **sampling)
 
 
 def _field(argument: str) -> str:

@@ -41,10 +41,10 @@ class PoolModule(nnx.Module):
                 value = nnx.Param(jnp.broadcast_to(start, shape))
             setattr(self, name, value)
 
-    def __call__(self, *inputs: Any, where: Any = None) -> Any:
-        """Pools the inputs; `where` masks them, if the op takes a mask."""
+    def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
+        """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
-        return self.op.fn(*inputs, **self._config(), **masks)
+        return self.op.fn(*inputs, **named, **self._config(), **masks)
 
     def _config(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.op.config}
@@ -79,6 +79,7 @@ class RandomPoolModule(PoolModule):
         where: Any = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
+        **named: Any,
     ) -> Any:
         """Pools the inputs; what is given here overrides the constructor."""
         masks = {} if where is None else {"where": where}
@@ -86,7 +87,7 @@ class RandomPoolModule(PoolModule):
             deterministic = self.deterministic
         key = None if deterministic else self._key(self.rngs if rngs is None else rngs)
         sampling = {"key": key, "deterministic": bool(deterministic)}
-        return self.op.fn(*inputs, **self._config(), **masks, **sampling)
+        return self.op.fn(*inputs, **named, **self._config(), **masks, **sampling)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets `deterministic`, for `nnx.view`."""

@@ -2,11 +2,27 @@
 
 A call site is a `Case`: the op, its arguments, and the oracle's answer. The tests in
 `test_contract.py` read `CASES` and `WRONG` and know no op by name.
+
+A family whose ops bring more than a window has a file of its own in `families/`, named
+as in the op's row, with any of
+
+  ORACLES   the answer, for each op: of one window's elements as in `oracle.py`, or, for
+            an op of kind "other", `f(x, where=None, **arguments)` of the whole input
+  CASES     for each op, `(sizes, arguments)` or `(sizes, arguments, batch)`: shapes of
+            `x` without batch and channels; `batch` where its leading axes are not free
+  OWN       for each op, arguments that are added to the shared cases of its kind
+  STATIC    for each op, arguments that it cannot do without
+  WRONG     for each op, `(arguments, error, part of its message)`
+  WIDE      the ops whose integers promote: "sum" or "mean"; all others keep the dtype
+  EXCEPT    `{(op, question): reason}`: questions of `test_contract.py` (their names
+            without `test_`) that make no sense for an op, and why
 """
 
 import dataclasses
 import functools
+import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,9 +39,14 @@ class Case:
     op: PoolOp
     sizes: tuple[int, ...]
     kwargs: dict[str, Any]
+    batch: tuple[int, ...] | None = None
 
     def __str__(self):
-        given = ",".join(f"{k}={v}" for k, v in self.kwargs.items() if k != "init")
+        given = ",".join(
+            f"{k}={v}"
+            for k, v in self.kwargs.items()
+            if k != "init" and isinstance(v, int | float | str | bool | tuple)
+        )
         return f"{self.op.name}-{'x'.join(map(str, self.sizes))}-{given}"
 
     def function(self, **more):
@@ -41,7 +62,7 @@ class Case:
 
     def input(self, *, batch=(2,), channels=2, seed=0, dtype=np.float32):
         """Distinct numbers of both signs, none 0, in random order."""
-        shape = (*batch, *self.sizes, channels)
+        shape = (*(self.batch or batch), *self.sizes, channels)
         n = math.prod(shape)
         values = np.arange(n) - n // 3 + 0.5
         values = np.random.default_rng(seed).permutation(values) * (4 / max(n, 1))
@@ -49,6 +70,11 @@ class Case:
 
     def expected(self, x, where=None):
         """The oracle's answer, in float64."""
+        if self.op.kind == "other":
+            fixed = {**STATIC.get(self.op.name, {}), **self.kwargs}
+            masked = {} if where is None else {"where": where}
+            wide = np.asarray(x, np.float64)
+            return oracle.ORACLES[self.op.name](wide, **fixed, **masked)
         n = len(self.sizes)
         axes = tuple(range(-1 - n, -1))
         kwargs = {k: v for k, v in self.kwargs.items() if k not in ("deterministic",)}
@@ -112,7 +138,7 @@ _OUTPUTS = [
 ]
 _EXTENTS = [((9,), {}), ((6, 7), {}), ((4, 3, 5), {})]
 # What one op alone takes, added to a case that all ops of its kind share.
-_OWN = {
+OWN = {
     "avg_pool": [dict(count_include_pad=False), dict(divisor_override=3)],
     "lp_pool": [dict(p=1.0), dict(p=3.5, normalize=True), dict(p=math.inf)],
     "mixed_pool": [dict(alpha=0.2)],
@@ -122,25 +148,56 @@ _OWN = {
 }
 
 
+WIDE = {
+    name: "sum" if "sum" in name else "mean"
+    for name, op in OPS.items()
+    if op.family in ("average", "power", "exponential", "blend", "stochastic")
+    or name == "adaptive_avg_pool"
+}
+EXCEPT = {}  # filled by the families
+_FAMILY_CASES = {}
+
+
+def _read_families():
+    """Adds the tables of `families/` to those of this file."""
+    tables = {
+        "ORACLES": oracle.ORACLES,
+        "CASES": _FAMILY_CASES,
+        "OWN": OWN,
+        "STATIC": STATIC,
+        "WRONG": OWN_WRONG,
+        "WIDE": WIDE,
+        "EXCEPT": EXCEPT,
+    }
+    families = sorted(Path(__file__).parent.joinpath("families").glob("[a-z]*.py"))
+    for path in families:
+        family = importlib.import_module(f"families.{path.stem}")
+        for name, table in tables.items():
+            rows = getattr(family, name, {})
+            assert not set(rows) & set(table), f"{path.stem}: {name} says it twice"
+            table.update(rows)
+
+
 def _cases():
+    kinds = {"window": _WINDOWS, "adaptive": _OUTPUTS, "global": _EXTENTS}
     for op in OPS.values():
-        if op.inputs != ("x",):
-            continue
-        shared = {"window": _WINDOWS, "adaptive": _OUTPUTS, "global": _EXTENTS}[op.kind]
-        for sizes, kwargs in shared:
-            yield Case(op, sizes, kwargs)
-        for own in _OWN.get(op.name, []):
-            for sizes, kwargs in (shared[1], shared[-1]):
-                yield Case(op, sizes, {**kwargs, **own})
-
-
-CASES = list(_cases())
+        if op.name in _FAMILY_CASES:
+            yield from (Case(op, *row) for row in _FAMILY_CASES[op.name])
+        elif op.kind in kinds and op.inputs == ("x",):
+            shared = kinds[op.kind]
+            for sizes, kwargs in shared:
+                yield Case(op, sizes, kwargs)
+            for own in OWN.get(op.name, []):
+                for sizes, kwargs in (shared[1], shared[-1]):
+                    yield Case(op, sizes, {**kwargs, **own})
 
 
 def typical(kind=None):
     """One 2-D case for each op (of a kind): overlapping, padded where it can be."""
     chosen = {}
     for case in CASES:
+        if case.op.kind == "other":
+            chosen.setdefault(case.op.name, case)
         padded = case.kwargs.get("padding") == ((1, 1), (2, 0))
         if len(case.sizes) == 2 and (case.op.kind != "window" or padded):
             chosen.setdefault(case.op.name, case)
@@ -244,11 +301,9 @@ OWN_WRONG = {
 def wrong():
     """(op, arguments, error, message) for each call that has to be refused."""
     for op in OPS.values():
-        if op.inputs != ("x",):
-            continue
-        rows = WRONG[op.kind] + OWN_WRONG.get(op.name, [])
-        if op.takes_where:
-            required = {"window": _W, "global": {}}[op.kind]
+        rows = WRONG.get(op.kind, []) + OWN_WRONG.get(op.name, [])
+        required = {"window": _W, "global": {}}.get(op.kind)
+        if op.takes_where and required is not None:
             rows = rows + [({**required, **m}, e, text) for m, e, text in MASKS]
         for kwargs, error, message in rows:
             yield op, {**STATIC.get(op.name, {}), **kwargs}, error, message
@@ -259,4 +314,7 @@ def bad_input():
     return jnp.asarray(_X)
 
 
-__all__ = ["CASES", "Case", "bad_input", "typical", "wrong"]
+_read_families()
+CASES = list(_cases())
+
+__all__ = ["CASES", "EXCEPT", "WIDE", "Case", "bad_input", "typical", "wrong"]

@@ -30,9 +30,15 @@ def flax_promotes():
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def at_call(case):
+    """What the case gives when the module is called, other than `x`."""
+    return {k: v for k, v in case.function().keywords.items() if k in case.op.inputs}
+
+
 def both(case, **more):
     """The case's module in NNX and, bound to its parameters, in Linen."""
-    fixed = {k: v for k, v in case.function().keywords.items() if k != "deterministic"}
+    given = {"deterministic", *case.op.inputs}
+    fixed = {k: v for k, v in case.function().keywords.items() if k not in given}
     sampling = {"deterministic": True} if case.op.takes_key else {}
     in_nnx = getattr(jaxpool.nnx, case.op.module_name)(**fixed, **sampling, **more)
     reserved = {"init": "init_"}
@@ -59,27 +65,29 @@ def test_every_op_has_its_modules():
 def test_linen_equals_nnx_equals_function(case):
     x = case.input()
     in_nnx, in_linen = both(case)
-    expected = case.function()(x)
-    variables = in_linen.init(jax.random.key(0), x)
-    equal(in_nnx(x), expected)
-    equal(in_linen.apply(variables, x), expected)
+    expected, named = case.function()(x), at_call(case)
+    variables = in_linen.init(jax.random.key(0), x, **named)
+    equal(in_nnx(x, **named), expected)
+    equal(in_linen.apply(variables, x, **named), expected)
     if case.op.takes_where:
         mask = x > 0
         masked = case.function(where=mask)(x)
-        equal(in_nnx(x, where=mask), masked)
-        equal(in_linen.apply(variables, x, where=mask), masked)
+        equal(in_nnx(x, where=mask, **named), masked)
+        equal(in_linen.apply(variables, x, where=mask, **named), masked)
 
 
 @every_op
 def test_nnx_module_survives_its_framework(case):
     x = case.input()
     module, _ = both(case)
-    expected = module(x)
-    equal(nnx.jit(lambda m, x: m(x))(module, x), jax.jit(case.function())(x))
-    equal(nnx.merge(*nnx.split(module))(x), expected)
+    named = at_call(case)
+    expected = module(x, **named)
+    compiled = nnx.jit(lambda m, x: m(x, **named))(module, x)
+    equal(compiled, jax.jit(case.function())(x))
+    equal(nnx.merge(*nnx.split(module))(x, **named), expected)
     assert f"{case.op.module_name}(" in repr(module)
     for name, value in case.kwargs.items():
-        if name not in case.op.learned:
+        if name in case.op.config and name not in case.op.learned:
             assert f"{name}={value!r}" in repr(module)
 
 
