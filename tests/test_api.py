@@ -102,6 +102,7 @@ def test_signature(name):
         "avg_pool": [*POSITIONAL, "count_include_pad"],
         "pool": ["x", "init", "reduce_fn", *POSITIONAL[1:]],
         "max_unpool": ["values", "indices", "output_shape"],
+        "convert_indices": ["indices", "input_shape"],
         "output_shape": ["input_shape", *POSITIONAL[1:]],
     }
     kind = OPS[name].kind if name in OPS else None

@@ -1,5 +1,6 @@
 """What is special to one op: limits, extremes, chances, and numbers from papers."""
 
+import functools
 import math
 from typing import ClassVar
 
@@ -232,6 +233,100 @@ class TestUnpool:
     def test_refuses(self, arguments, error, message):
         with pytest.raises(error, match="`max_unpool`: ") as raised:
             jaxpool.max_unpool(*arguments)
+        assert message in str(raised.value)
+
+
+def test_planes_that_int32_cannot_count():
+    plane = jax.ShapeDtypeStruct((2**16, 2**15, 1), jnp.int8)
+    for f in (
+        lambda x: jaxpool.max_pool_with_argmax(x, (2, 2)),
+        lambda x: jaxpool.adaptive_max_pool_with_argmax(x, (2, 2)),
+        lambda x: jaxpool.max_unpool(A, A.astype(np.int32), x.shape[:2]),
+    ):
+        with pytest.raises(ValueError, match=r"must have fewer than 2\*\*31 elements"):
+            jax.eval_shape(f, plane)
+
+
+class TestConvertIndices:
+    # For each convention, the axes that it counts of an array [N, H, W, C].
+    AXES: ClassVar = {
+        "plane": (1, 2),
+        "tf": (1, 2, 3),
+        "tf_batch": (0, 1, 2, 3),
+        "onnx": (0, 3, 1, 2),
+        "onnx_column_major": (0, 3, 2, 1),
+    }
+    shape = (2, 5, 4, 3)
+
+    def flat(self, convention, dtype=np.int32):
+        axes, every = self.AXES[convention], np.indices(self.shape)
+        places, sizes = [every[a] for a in axes], [self.shape[a] for a in axes]
+        return np.ravel_multi_index(places, sizes).astype(dtype)
+
+    @pytest.mark.parametrize("source", AXES)
+    @pytest.mark.parametrize("target", AXES)
+    def test_from_each_to_each(self, source, target):
+        f = functools.partial(
+            jaxpool.convert_indices, source=source, target=target, input_shape=(5, 4)
+        )
+        given, expected = self.flat(source), self.flat(target)
+        np.testing.assert_array_equal(f(given), expected)
+        np.testing.assert_array_equal(jax.jit(f)(given), expected)
+        first = np.moveaxis(given, 3, 1)  # channels first
+        moved = np.moveaxis(f(first, axis=(2, 3)), 1, 3)
+        np.testing.assert_array_equal(moved, expected)
+
+    def test_three_axes_and_one(self):
+        index = np.ravel_multi_index((1, 2, 3), (2, 3, 4))[None, None, None, None]
+        y = jaxpool.convert_indices(index, (2, 3, 4), target="onnx_column_major")
+        assert y.item() == np.ravel_multi_index((3, 2, 1), (4, 3, 2))
+        y = jaxpool.convert_indices(np.array([[3, 3]]), 5, target="tf", axis=0)
+        np.testing.assert_array_equal(y, [[6, 7]])
+
+    def test_what_names_nothing_stays_so(self):
+        indices = np.array([-1, 20, 19])[:, None, None]
+        y = jaxpool.convert_indices(indices, (5, 4), target="tf")
+        np.testing.assert_array_equal(y[:, 0, 0], [-1, -1, 19])
+
+    def test_int64(self, x64):
+        wide = {"dtype": jnp.int64, "target": "tf_batch"}
+        y = jaxpool.convert_indices(self.flat("plane"), (5, 4), **wide)
+        assert y.dtype == jnp.int64
+        np.testing.assert_array_equal(y, self.flat("tf_batch"))
+        far = jaxpool.convert_indices(np.array([[7]]), (2**30,), **wide)
+        assert far.item() == 7
+        back = jaxpool.convert_indices(
+            np.array([[1], [2**31 + 5]]), (2**31,), source="tf_batch", axis=1, **wide
+        )
+        np.testing.assert_array_equal(back, [[1], [2**31 + 5]])
+
+    def test_the_way_to_an_unpooling(self):
+        x = normals(2, 6, 8, 3)
+        y, index = jaxpool.max_pool_with_argmax(x, **TWO)
+        tf = jaxpool.convert_indices(index, (6, 8), target="tf_batch")
+        np.testing.assert_array_equal(x.ravel()[tf], y)
+        plane = jaxpool.convert_indices(tf, (6, 8), source="tf_batch")
+        np.testing.assert_array_equal(plane, index)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            (dict(indices=A), TypeError, "`indices` must be integers"),
+            (dict(target="torch"), ValueError, "`target` must be one of plane"),
+            (dict(source="torch"), ValueError, "`source` must be one of plane"),
+            (dict(input_shape=4), ValueError, "`input_shape` must be a sequence"),
+            (dict(input_shape=(4, 0)), ValueError, "`input_shape` must be at least"),
+            (dict(dtype=jnp.int64), ValueError, "`dtype` needs `jax_enable_x64`"),
+            (dict(dtype=float), TypeError, "`dtype` must be an integer type"),
+            (dict(dtype=jnp.int8, target="tf"), ValueError, "hold indices up to 299"),
+        ],
+    )
+    def test_refuses(self, arguments, error, message):
+        usual = {"indices": A.astype(int), "input_shape": (10, 10), "target": "plane"}
+        if "target" in arguments and arguments["target"] == "tf":
+            usual["indices"] = np.zeros((2, 2, 2, 3), int)
+        with pytest.raises(error, match="`convert_indices`: ") as raised:
+            jaxpool.convert_indices(**{**usual, **arguments})
         assert message in str(raised.value)
 
 

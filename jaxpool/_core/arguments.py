@@ -1,5 +1,6 @@
 """Arguments at the door: arrays, masks, keys and parameters, checked and in shape."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,15 @@ from jaxpool._core.window import (
     resolve_axes,
 )
 
-__all__ = ["as_array", "as_key", "as_parameter", "laid", "output_axes", "whole"]
+__all__ = [
+    "as_array",
+    "as_key",
+    "as_parameter",
+    "countable",
+    "laid",
+    "output_axes",
+    "whole",
+]
 
 # (window_shape, strides, padding, window_dilation, ceil_mode, axis)
 Spec = tuple[Ints | None, Ints | None, Padding, Ints, bool, Ints | None]
@@ -69,10 +78,12 @@ def output_axes(
     axis: Ints | None,
     ndim: int,
     sizes: Sequence[int] | None = None,
+    argument: str = "output_shape",
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the pooled axes (negative, ascending) and the output's size on each.
 
     With the input's `sizes`, all of them, an entry of None keeps the input's.
+    `argument` is what errors call `output_shape`.
     """
     if axis is not None:
         axes = resolve_axes(caller, axis, ndim)
@@ -85,21 +96,29 @@ def output_axes(
         axes = tuple(range(-1 - len(entries), -1))
     else:
         rule = "must be a sequence with one int for each pooled axis, unless `axis=`"
-        raise fail(caller, "output_shape", f"{rule} is given", output_shape)
+        raise fail(caller, argument, f"{rule} is given", output_shape)
     if len(entries) != len(axes):
         rule = f"must have {len(axes)} entries, one for each pooled axis"
-        raise fail(caller, "output_shape", rule, output_shape)
+        raise fail(caller, argument, rule, output_shape)
     if not entries or ndim <= len(entries) - (axis is not None):
         rule = f"must have between 1 and {ndim - 1} entries to fit the array's axes"
-        raise fail(caller, "output_shape", rule, output_shape)
+        raise fail(caller, argument, rule, output_shape)
     wanted = {}
     for a, entry in zip(axes, entries, strict=True):
         if sizes is not None:  # of the input, which has to have elements
             size = static_size(caller, sizes[a])
             as_int(caller, "x.shape", size, 1)
             entry = size if entry is None else entry
-        wanted[a] = as_int(caller, "output_shape", entry, 1)
+        wanted[a] = as_int(caller, argument, entry, 1)
     return tuple(sorted(wanted)), tuple(wanted[a] for a in sorted(wanted))
+
+
+def countable(caller: str, sizes: Sequence[Any], argument: str = "x") -> None:
+    """Raises where an int32 cannot count the elements of a plane of these sizes."""
+    known = math.prod(n for n in sizes if isinstance(n, int))
+    if known >= 2**31:
+        rule = "must have fewer than 2**31 elements in a plane, to be counted in int32"
+        raise fail(caller, argument, rule, tuple(sizes))
 
 
 def as_array(

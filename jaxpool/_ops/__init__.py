@@ -4,6 +4,7 @@ from jaxpool._ops import (
     adaptive,
     average,
     blend,
+    conventions,
     exponential,
     extremum,
     monoid,
@@ -14,6 +15,7 @@ from jaxpool._ops import (
 from jaxpool._ops.adaptive import *
 from jaxpool._ops.average import *
 from jaxpool._ops.blend import *
+from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.monoid import *
@@ -25,6 +27,7 @@ __all__: list[str] = []
 __all__ += adaptive.__all__
 __all__ += average.__all__
 __all__ += blend.__all__
+__all__ += conventions.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += monoid.__all__

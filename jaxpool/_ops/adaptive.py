@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, output_axes
+from jaxpool._core.arguments import as_array, countable, output_axes
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.geometry import Geometry, adaptive_axis
 from jaxpool._core.numerics import mean_dtype
@@ -95,7 +95,9 @@ def adaptive_max_pool_with_argmax(
     """
     caller = "adaptive_max_pool_with_argmax"
     x = as_array(caller, x, ordered=True)
-    return window_choice(x, _bins(caller, x, output_shape, axis), True)
+    geometry = _bins(caller, x, output_shape, axis)
+    countable(caller, geometry.sizes)
+    return window_choice(x, geometry, True)
 
 
 def _bins(

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, laid, output_axes, whole
+from jaxpool._core.arguments import (
+    as_array,
+    countable,
+    laid,
+    output_axes,
+    whole,
+)
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.indices import last_claims, put
 from jaxpool._core.op import pool_op
@@ -144,6 +150,7 @@ def max_pool_with_argmax(
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("max_pool_with_argmax", x, where, spec, ordered=True)
+    countable("max_pool_with_argmax", geometry.sizes)
     return window_choice(x, geometry, True, where)
 
 
@@ -184,6 +191,7 @@ def max_unpool(
         rule = f"must have the shape of `values`, {values.shape}"
         raise fail(caller, "indices", rule, indices.shape)
     axes, sizes = output_axes(caller, output_shape, axis, values.ndim)
+    countable(caller, sizes, "output_shape")
     indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
     return put(values, last, axes, sizes)
