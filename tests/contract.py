@@ -140,6 +140,7 @@ _EXTENTS = [((9,), {}), ((6, 7), {}), ((4, 3, 5), {})]
 # What one op alone takes, added to a case that all ops of its kind share.
 OWN = {
     "avg_pool": [dict(count_include_pad=False), dict(divisor_override=3)],
+    "gem_pool": [dict(p=1.5, eps=0.11)],
     "lp_pool": [dict(p=1.0), dict(p=3.5, normalize=True), dict(p=math.inf)],
     "mixed_pool": [dict(alpha=0.2)],
     "global_lp_pool": [dict(p=1.0, normalize=True)],
@@ -278,6 +279,10 @@ OWN_WRONG = {
         (dict(_W, p=0), ValueError, "`p` must be finite and greater than 0"),
         (dict(_W, p=-1.0), ValueError, "`p` must be finite and greater than 0"),
         (dict(_W, p=math.nan), ValueError, "`p` must be finite and greater than 0"),
+    ],
+    "gem_pool": [
+        (dict(_W, p=0), ValueError, "`p` must be finite and greater than 0"),
+        (dict(_W, eps=0.0), ValueError, "`eps` must be finite and greater than 0"),
     ],
     "global_lp_pool": [(dict(p=0), ValueError, "`p` must be finite and greater")],
     "global_gem_pool": [

@@ -151,6 +151,7 @@ ORACLES = {
     "sum_pool": total,
     "avg_pool": mean,
     "lp_pool": norm,
+    "gem_pool": generalized_mean,
     "mixed_pool": mixed,
     "stochastic_pool": stochastic_expectation,
     "pool": product,

@@ -32,7 +32,7 @@ from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding
 from jaxpool._ops.average import masked_mean, masked_sum
 
-__all__ = ["global_gem_pool", "global_lp_pool", "lp_pool"]
+__all__ = ["gem_pool", "global_gem_pool", "global_lp_pool", "lp_pool"]
 
 
 @pool_op("power", "window")
@@ -100,6 +100,38 @@ def global_lp_pool(
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
 
 
+@pool_op("power", "window", learned=("p",), monotone=True, camel="GeMPool")
+def gem_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    p: ArrayLike = 3.0,
+    eps: float = 1e-6,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The generalised mean of each window; strides default to 1.
+
+    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)}
+        \max(x_i, \epsilon)^p\Big)^{1/p}
+
+    with :math:`n_o` the number of the window's elements: padding does not count.
+    Formula, gradient, `p`, `eps` and errors as in :func:`global_gem_pool`; the window's
+    arguments as in :func:`max_pool`.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0.
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("gem_pool", x, where, spec, ordered=True)
+    return _generalized_mean("gem_pool", x, geometry, where, p, eps)
+
+
 @pool_op("power", "global", learned=("p",), monotone=True, camel="GlobalGeMPool")
 def global_gem_pool(
     x: ArrayLike,
@@ -131,17 +163,27 @@ def global_gem_pool(
     Raises:
       ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0.
     """
-    caller = "global_gem_pool"
-    x, geometry, where = whole(caller, x, where, axis, ordered=True)
-    dtype = mean_dtype(x.dtype)
-    wide = x.astype(accumulation_dtype(dtype))
-    floor = as_parameter(caller, "eps", eps, wide, positive=True)
-    order = as_parameter(caller, "p", p, wide, positive=True)
-    wide = hide(jnp.where(wide <= floor, floor, wide), where)
-    scale = power_of_two_scale(wide, geometry.pooled, order)
-    mean = masked_mean(safe_power(wide / scale, order), geometry, where, False)
-    y = (safe_power(mean, 1 / order) * scale).astype(dtype)
+    x, geometry, where = whole("global_gem_pool", x, where, axis, ordered=True)
+    y = _generalized_mean("global_gem_pool", x, geometry, where, p, eps)
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+def _generalized_mean(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    p: ArrayLike,
+    eps: float,
+) -> jax.Array:
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    floor = as_parameter(caller, "eps", eps, x, positive=True)
+    order = as_parameter(caller, "p", p, x, positive=True)
+    x = hide(jnp.where(x <= floor, floor, x), where)
+    scale = power_of_two_scale(x, geometry.pooled, order)
+    mean = masked_mean(safe_power(x / scale, order), geometry, where, False)
+    return (safe_power(mean, 1 / order) * scale).astype(dtype)
 
 
 def _norm(
