@@ -104,6 +104,7 @@ def test_signature(name):
         "max_unpool": ["values", "indices", "output_shape"],
         "convert_indices": ["indices", "input_shape"],
         "output_shape": ["input_shape", *POSITIONAL[1:]],
+        "fractional_boundaries": ["input_shape", "output_shape"],
     }
     kind = OPS[name].kind if name in OPS else None
     usual = {
@@ -118,8 +119,9 @@ def test_signature(name):
     else:
         assert positional == given.get(name, usual.get(kind))
     assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    samples = {op.name for op in OPS.values() if op.takes_key}
     assert ("key" in {p.name for p in parameters}) == (
-        name in OPS and OPS[name].takes_key
+        name in {*samples, "fractional_boundaries"}
     )
 
 

@@ -163,7 +163,7 @@ def as_key(caller: str, key: Any) -> jax.Array:
     if key is None:
         rule = (
             "is needed to sample: pass `key=jax.random.key(seed)`, or "
-            "`deterministic=True` for the expectation"
+            "`deterministic=True` to do without"
         )
         raise fail(caller, "key", rule, key)
     return key

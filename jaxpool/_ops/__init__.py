@@ -7,6 +7,7 @@ from jaxpool._ops import (
     conventions,
     exponential,
     extremum,
+    fractional,
     monoid,
     power,
     shapes,
@@ -18,6 +19,7 @@ from jaxpool._ops.blend import *
 from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
+from jaxpool._ops.fractional import *
 from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
 from jaxpool._ops.shapes import *
@@ -30,6 +32,7 @@ __all__ += blend.__all__
 __all__ += conventions.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
+__all__ += fractional.__all__
 __all__ += monoid.__all__
 __all__ += power.__all__
 __all__ += shapes.__all__
