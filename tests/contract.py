@@ -322,4 +322,4 @@ def bad_input():
 _read_families()
 CASES = list(_cases())
 
-__all__ = ["CASES", "EXCEPT", "WIDE", "Case", "bad_input", "typical", "wrong"]
+__all__ = ["CASES", "EXCEPT", "STATIC", "WIDE", "Case", "bad_input", "typical", "wrong"]

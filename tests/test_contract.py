@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from contract import CASES, EXCEPT, WIDE, bad_input, typical, wrong
+from contract import CASES, EXCEPT, STATIC, WIDE, bad_input, typical, wrong
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -348,15 +348,15 @@ def test_refuses(op, kwargs, error, message):
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_refuses_what_is_no_array(name):
     op = OPS[name]
-    arguments = ["text"] * len(op.inputs)
+    arrays = dict.fromkeys(op.inputs, "text")
     kwargs = {"window": {"window_shape": (2, 2)}, "adaptive": {"output_shape": (2, 2)}}
-    given = dict(kwargs.get(op.kind, {}))
+    given = {**kwargs.get(op.kind, {}), **STATIC.get(name, {}), **arrays}
     if name == "pool":
         given |= {"init": 0.0, "reduce_fn": jax.lax.add}
     if name == "max_unpool":
         given["output_shape"] = (2, 2)
     with pytest.raises(TypeError, match="must be an array of numbers"):
-        op.fn(*arguments, **given)
+        op.fn(**given)
 
 
 def test_traced_window_is_refused():

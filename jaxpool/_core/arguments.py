@@ -1,7 +1,7 @@
 """Arguments at the door: arrays, masks, keys and parameters, checked and in shape."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,10 +25,12 @@ from jaxpool._core.window import (
 __all__ = [
     "as_array",
     "as_key",
+    "as_modes",
     "as_parameter",
     "countable",
     "laid",
     "output_axes",
+    "over",
     "whole",
 ]
 
@@ -146,16 +148,33 @@ def _as_mask(
     mask = jnp.asarray(where)
     if mask.dtype != jnp.bool_:
         raise fail(caller, "where", "must be boolean", mask.dtype, TypeError)
-    shape = (1,) * (x.ndim - mask.ndim) + mask.shape
+    return over(caller, "where", mask, x, pooled)
+
+
+def over(
+    caller: str, name: str, values: jax.Array, x: jax.Array, pooled: Sequence[int]
+) -> jax.Array:
+    """Returns `values` with `x`'s rank, as large as `x` along the pooled axes only."""
+    shape = (1,) * (x.ndim - values.ndim) + values.shape
     if len(shape) != x.ndim or any(
         m not in (1, n) for m, n in zip(shape, x.shape, strict=True)
     ):
         rule = f"must broadcast to `x`, whose shape is {x.shape}"
-        raise fail(caller, "where", rule, mask.shape)
+        raise fail(caller, name, rule, values.shape)
     wanted = list(shape)
     for a in pooled:
         wanted[a] = x.shape[a]
-    return jnp.broadcast_to(mask.reshape(shape), wanted)
+    return jnp.broadcast_to(values.reshape(shape), wanted)
+
+
+def as_modes(caller: str, mode: Any, known: Iterable[str]) -> tuple[str, ...]:
+    """Returns one mode, or a sequence of them, as a tuple of known names."""
+    modes = tuple(mode) if is_sequence(mode) else (mode,)
+    known = tuple(known)
+    if not modes or any(m not in known for m in modes):
+        rule = f"must be one or several of {', '.join(known)}"
+        raise fail(caller, "mode", rule, mode)
+    return modes
 
 
 def as_key(caller: str, key: Any) -> jax.Array:

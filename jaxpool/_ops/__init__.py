@@ -8,8 +8,11 @@ from jaxpool._ops import (
     exponential,
     extremum,
     fractional,
+    masked,
     monoid,
     power,
+    segment,
+    sequence,
     shapes,
     stochastic,
 )
@@ -20,8 +23,11 @@ from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
+from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
+from jaxpool._ops.segment import *
+from jaxpool._ops.sequence import *
 from jaxpool._ops.shapes import *
 from jaxpool._ops.stochastic import *
 
@@ -33,7 +39,10 @@ __all__ += conventions.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += fractional.__all__
+__all__ += masked.__all__
 __all__ += monoid.__all__
 __all__ += power.__all__
+__all__ += segment.__all__
+__all__ += sequence.__all__
 __all__ += shapes.__all__
 __all__ += stochastic.__all__
