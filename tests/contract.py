@@ -61,11 +61,16 @@ class Case:
         return (lambda x: f(x)[0]) if self.op.outputs > 1 else f
 
     def input(self, *, batch=(2,), channels=2, seed=0, dtype=np.float32):
-        """Distinct numbers of both signs, none 0, in random order."""
+        """Distinct numbers of both signs, none 0, in random order.
+
+        Ops of integers get int8, small enough for twice as much not to overflow.
+        """
         shape = (*(self.batch or batch), *self.sizes, channels)
         n = math.prod(shape)
         values = np.arange(n) - n // 3 + 0.5
         values = np.random.default_rng(seed).permutation(values) * (4 / max(n, 1))
+        if self.op.integer:
+            values, dtype = np.round(values * 20), np.int8
         return values.reshape(shape).astype(dtype)
 
     def expected(self, x, where=None):

@@ -105,6 +105,9 @@ def test_signature(name):
         "convert_indices": ["indices", "input_shape"],
         "output_shape": ["input_shape", *POSITIONAL[1:]],
         "fractional_boundaries": ["input_shape", "output_shape"],
+        "QuantParams": ["scale", "zero_point", "dtype"],
+        "quantize": ["x", "params"],
+        "dequantize": ["q", "params"],
     }
     kind = OPS[name].kind if name in OPS else None
     usual = {

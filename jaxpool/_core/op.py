@@ -32,6 +32,7 @@ class PoolOp:
       linear: y(ax + bz) = a y(x) + b y(z).
       monotone: x <= z everywhere implies y(x) <= y(z).
       outputs: number of arrays that it returns.
+      integer: whether `x` is int8 or uint8 and nothing else; without derivatives.
       camel: its modules' name, where the rule in `module_name` does not give it.
     """
 
@@ -45,6 +46,7 @@ class PoolOp:
     linear: bool = False
     monotone: bool = False
     outputs: int = 1
+    integer: bool = False
     camel: str = ""
 
     @property

@@ -13,6 +13,7 @@ from jaxpool._ops import (
     power,
     segment,
     sequence,
+    quantized,
     shapes,
     stochastic,
 )
@@ -28,6 +29,7 @@ from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
 from jaxpool._ops.segment import *
 from jaxpool._ops.sequence import *
+from jaxpool._ops.quantized import *
 from jaxpool._ops.shapes import *
 from jaxpool._ops.stochastic import *
 
@@ -44,5 +46,6 @@ __all__ += monoid.__all__
 __all__ += power.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
+__all__ += quantized.__all__
 __all__ += shapes.__all__
 __all__ += stochastic.__all__

@@ -101,7 +101,8 @@ def _fits(op: PoolOp) -> bool:
     """Whether a module of `op` can stand in the network with no further choices."""
     defaults = [parameter.default for parameter in op.config.values()]
     required = defaults.count(inspect.Parameter.empty)
-    return op.inputs == ("x",) and op.outputs == 1 and _SIZES.get(op.kind) == required
+    fits = op.inputs == ("x",) and op.outputs == 1 and not op.integer
+    return fits and _SIZES.get(op.kind) == required
 
 
 def _variants(op: PoolOp) -> list[Method]:
