@@ -108,6 +108,7 @@ def test_signature(name):
         "QuantParams": ["scale", "zero_point", "dtype"],
         "quantize": ["x", "params"],
         "dequantize": ["q", "params"],
+        "feature_multiplier": ["pool_type"],
     }
     kind = OPS[name].kind if name in OPS else None
     usual = {

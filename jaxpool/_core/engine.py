@@ -1,13 +1,15 @@
 """Windowed reductions and their derivative rules: the one door to XLA.
 
-Only this file calls `lax.reduce_window`. Ops see five functions, none of which says how
-it is computed:
+Only this file calls `lax.reduce_window`. Ops see these functions, none of which says
+how it is computed:
 
   window_extremum  the largest or smallest element of each window
   window_choice    that, and where it stands, as a flat index into the pooled axes
   window_sum       the sum of each window
   window_fold      any monoid over each window
   window_sample    an element drawn in proportion to its weight
+  window_sort      all elements of each window, in ascending order
+  window_match     the first element of each window that equals a given value
 
 All of them are differentiated as a choice of elements that adds up: `linear.read` and
 its transpose `linear.place`, one stage after the other. Where a choice is a flat index,
@@ -17,7 +19,8 @@ its transpose `linear.place`, one stage after the other. Where a choice is a fla
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -34,13 +37,23 @@ from jaxpool._core.numerics import accumulation_dtype, hide
 from jaxpool._core.stages import MOST_TAPS, holds_nothing, stages, sum_stages
 
 __all__ = [
+    "MOST_MATCHED",
     "identity",
     "window_choice",
     "window_extremum",
     "window_fold",
+    "window_match",
+    "window_pad",
     "window_sample",
+    "window_sort",
     "window_sum",
 ]
+
+# Up to this many elements of a window are sorted by comparing pairs of whole arrays,
+# which XLA fuses: 100 times as fast as its own sort on a CPU, as the program grows.
+MOST_COMPARED = 49
+# Up to this many elements of a window have a code each.
+MOST_MATCHED = int(taps.NONE) - 1
 
 
 def identity(dtype: Any, largest: bool) -> np.ndarray:
@@ -131,7 +144,8 @@ def _chosen_jvp(geometry, form, primals, tangents):
     if form == "reduce_window":
         tangent = take(tangent, codes[0], geometry.pooled)
     else:
-        tangent = _read_all(tangent, stages(geometry), codes)
+        chain = (geometry,) if form == "one stage" else stages(geometry)
+        tangent = _read_all(tangent, chain, codes)
     # The decorated function, so that a second derivative follows this rule too.
     return _chosen(x, y, codes, geometry, form), tangent.astype(y.dtype)
 
@@ -245,26 +259,133 @@ def _read_all(x, stages, codes=()):
 
 
 def window_fold(
-    x: jax.Array,
-    init: ArrayLike,
-    op: Callable[[jax.Array, jax.Array], jax.Array],
+    x: Any,
+    init: Any,
+    op: Callable[[Any, Any], Any],
     geometry: Geometry,
-) -> jax.Array:
+) -> Any:
     """Each window folded with `op`, an associative function: its own derivatives hold.
 
-    As in `lax.reduce_window`, `init` enters each window once and each element of
-    padding again, so anything but an identity of `op` changes the result. Half
-    precision folds in float32.
+    `x` is an array, or several of one shape that `op` takes and returns together; then
+    `init` is as many scalars. As in `lax.reduce_window`, `init` enters each window once
+    and each element of padding again, so anything but an identity of `op` changes the
+    result. Half precision folds in float32.
     """
-    dtype, x = x.dtype, x.astype(accumulation_dtype(x.dtype))
-    init = jnp.asarray(init).astype(x.dtype)
-    x = lax.pad(x, init, [(low, high, 0) for low, high in geometry.pads(x.ndim)])
+    each, given = jax.tree.map, x
+    x = each(lambda x: x.astype(accumulation_dtype(x.dtype)), x)
+    init = each(lambda x, init: jnp.asarray(init).astype(x.dtype), x, init)
+    x = each(lambda x, init: _pad(x, geometry, init), x, init)
     for a in reversed(geometry.axes):  # the last axis first: row-major order
-        axis, extent = x.ndim + a.axis, (a.out - 1) * a.stride + 1
-        starts = [k * a.dilation for k in range(a.window)]
-        taps = [lax.slice_in_dim(x, i, i + extent, a.stride, axis) for i in starts]
-        x = functools.reduce(op, taps)
-    return op(jnp.broadcast_to(init, x.shape), x).astype(dtype)
+        x = functools.reduce(op, [each(tap, x) for tap in _along(a)])
+    x = op(each(lambda x, init: jnp.broadcast_to(init, x.shape), x, init), x)
+    return each(lambda x, given: x.astype(given.dtype), x, given)
+
+
+def _pad(x, geometry, value):
+    """`x` with as much padding as its windows reach into."""
+    return lax.pad(x, value, [(low, high, 0) for low, high in geometry.pads(x.ndim)])
+
+
+def _along(a) -> list[Callable[[jax.Array], jax.Array]]:
+    """For each tap along an axis, what reads it for all windows of a padded array."""
+
+    def read(start, x):
+        end = start + (a.out - 1) * a.stride + 1
+        return lax.slice_in_dim(x, start, end, a.stride, x.ndim + a.axis)
+
+    return [functools.partial(read, k * a.dilation) for k in range(a.window)]
+
+
+def window_pad(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, value: ArrayLike
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """The same windows over an array that holds their padding.
+
+    Returns the array, with `value` as padding and in place of what the mask hides; its
+    geometry; and a mask of what is neither, or None if that is everything.
+    """
+    x = hide(x, where, value)
+    if not any(a.low or a.high for a in geometry.axes):
+        return x, geometry, where
+    if where is None:
+        where = jnp.ones(geometry.full(x.ndim, "size", 1), bool)
+    inside = Geometry(
+        tuple(
+            replace(a, size=a.low + a.size + a.high, low=0, high=0, counted_high=0)
+            for a in geometry.axes
+        )
+    )
+    value = jnp.asarray(value, x.dtype)
+    where = _pad(where, geometry, np.array(False))
+    return _pad(x, geometry, value), inside, where
+
+
+def window_sort(x: jax.Array, geometry: Geometry) -> Sequence[jax.Array] | jax.Array:
+    """The elements of each window in ascending order: `[taps]` of the output's shape.
+
+    If one is NaN, all are. Windows must not hold padding (see `window_pad`). There is
+    no derivative; `window_match` has it for one of them.
+    """
+    return _sorted(lax.stop_gradient(x), geometry)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sorted(x, geometry):
+    if geometry.taps <= MOST_COMPARED:
+        parts = [x]
+        for a in geometry.axes:
+            parts = [tap(part) for tap in _along(a) for part in parts]
+        for i, j in _comparators(len(parts)):
+            a, b = parts[i], parts[j]
+            parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
+        return parts
+    x = lax.expand_dims(x, [0])
+    for a in geometry.axes:
+        x = lax.concatenate([tap(x) for tap in _along(a)], 0)
+    x = lax.sort(x, dimension=0)  # NaN comes last
+    return jnp.where(x[-1:] != x[-1:], x[-1:], x)
+
+
+def _comparators(count: int) -> Iterator[tuple[int, int]]:
+    """The pairs that sort `count` values if each is put in order (Batcher, 1968)."""
+    for p in (2**i for i in range((count - 1).bit_length())):
+        for k in (p >> i for i in range(p.bit_length())):
+            for i in range(k % p, count - k):
+                within = (i - k % p) // k % 2 == 0
+                if within and i // (2 * p) == (i + k) // (2 * p):
+                    yield i, i + k
+
+
+def window_match(
+    x: jax.Array, y: jax.Array, geometry: Geometry, where: jax.Array | None = None
+) -> jax.Array:
+    """Returns `y`, values of one element of each window, with that one's derivative.
+
+    Of equal elements it is the first in row-major order, and the first NaN if `y` is
+    NaN. A window has at most `MOST_MATCHED` elements, or is the whole extent.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return y
+    return _matched(x, y, where, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _matched(x, y, where, geometry):
+    del x, where, geometry
+    return y
+
+
+@_matched.defjvp
+def _matched_jvp(geometry, primals, tangents):
+    x, y, where = primals
+    code = _match_code(lax.stop_gradient(x), y, where, geometry)
+    value = lambda x: _chosen(x, y, (code,), geometry, "one stage")  # noqa: E731
+    return jax.jvp(value, (x,), tangents[:1])
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _match_code(x, y, where, geometry):
+    return taps.apart(taps.choose(x, y, geometry, where))
 
 
 def window_sample(

@@ -5,6 +5,7 @@ from jaxpool._ops import (
     average,
     blend,
     conventions,
+    blur,
     exponential,
     extremum,
     fractional,
@@ -14,6 +15,7 @@ from jaxpool._ops import (
     segment,
     sequence,
     quantized,
+    rank,
     shapes,
     stochastic,
 )
@@ -21,6 +23,7 @@ from jaxpool._ops.adaptive import *
 from jaxpool._ops.average import *
 from jaxpool._ops.blend import *
 from jaxpool._ops.conventions import *
+from jaxpool._ops.blur import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
@@ -30,6 +33,7 @@ from jaxpool._ops.power import *
 from jaxpool._ops.segment import *
 from jaxpool._ops.sequence import *
 from jaxpool._ops.quantized import *
+from jaxpool._ops.rank import *
 from jaxpool._ops.shapes import *
 from jaxpool._ops.stochastic import *
 
@@ -38,6 +42,7 @@ __all__ += adaptive.__all__
 __all__ += average.__all__
 __all__ += blend.__all__
 __all__ += conventions.__all__
+__all__ += blur.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += fractional.__all__
@@ -47,5 +52,6 @@ __all__ += power.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += quantized.__all__
+__all__ += rank.__all__
 __all__ += shapes.__all__
 __all__ += stochastic.__all__

@@ -21,6 +21,8 @@ Layer = Callable[[jax.Array], jax.Array]
 # How many arguments without a default an op of each kind may have: the size that
 # its module is built with, and nothing that only a user could choose.
 _SIZES = {"window": 1, "adaptive": 1, "global": 0}
+# And those of an op of another kind, if it has a stride like a window.
+_STRIDED = {"window_shape", "strides"}
 
 
 def keep(x: jax.Array) -> jax.Array:
@@ -62,6 +64,8 @@ class Method:
             return every_second
         if self.kind == "window":
             return self._build(rngs, (2, 2), strides=(2, 2))
+        if self.kind == "other":
+            return self._build(rngs)
         if self.kind == "adaptive":
             return self._build(rngs, tuple(math.ceil(n / 2) for n in size))
         return keep
@@ -99,15 +103,23 @@ def choose(names: Sequence[str]) -> list[Method]:
 
 def _fits(op: PoolOp) -> bool:
     """Whether a module of `op` can stand in the network with no further choices."""
-    defaults = [parameter.default for parameter in op.config.values()]
-    required = defaults.count(inspect.Parameter.empty)
-    fits = op.inputs == ("x",) and op.outputs == 1 and not op.integer
-    return fits and _SIZES.get(op.kind) == required
+    required = _required(op)
+    strided = op.kind == "other" and {"strides"} <= required <= _STRIDED
+    sized = _SIZES.get(op.kind) == len(required)
+    plain = op.inputs == ("x",) and op.outputs == 1 and not op.integer
+    return plain and (sized or strided)
+
+
+def _required(op: PoolOp) -> set[str]:
+    """The arguments without a default that a module of `op` is built with."""
+    empty = inspect.Parameter.empty
+    return {name for name, p in op.config.items() if p.default is empty}
 
 
 def _variants(op: PoolOp) -> list[Method]:
     """Returns an op's method, and a second one where it has something to learn."""
-    variants: dict[str, dict[str, Any]] = {op.method: {}}
+    strided = dict.fromkeys(_required(op), (2, 2)) if op.kind == "other" else {}
+    variants: dict[str, dict[str, Any]] = {op.method: strided}
     if op.learned:
         variants = {
             op.method: {"trainable": False},
