@@ -8,8 +8,9 @@ as in the op's row, with any of
 
   ORACLES   the answer, for each op: of one window's elements as in `oracle.py`, or, for
             an op of kind "other", `f(x, where=None, **arguments)` of the whole input
-  CASES     for each op, `(sizes, arguments)` or `(sizes, arguments, batch)`: shapes of
-            `x` without batch and channels; `batch` where its leading axes are not free
+  CASES     for each op, `(sizes, arguments)`, then `batch`, then `groups`: shapes of
+            `x` without batch and channels; `batch` (or None) where its leading axes are
+            not free; `groups` where channels come in multiples of a number
   OWN       for each op, arguments that are added to the shared cases of its kind
   STATIC    for each op, arguments that it cannot do without
   WRONG     for each op, `(arguments, error, part of its message)`
@@ -40,6 +41,7 @@ class Case:
     sizes: tuple[int, ...]
     kwargs: dict[str, Any]
     batch: tuple[int, ...] | None = None
+    groups: int = 1
 
     def __str__(self):
         given = ",".join(
@@ -65,7 +67,7 @@ class Case:
 
         Ops of integers get int8, small enough for twice as much not to overflow.
         """
-        shape = (*(self.batch or batch), *self.sizes, channels)
+        shape = (*(self.batch or batch), *self.sizes, channels * self.groups)
         n = math.prod(shape)
         values = np.arange(n) - n // 3 + 0.5
         values = np.random.default_rng(seed).permutation(values) * (4 / max(n, 1))

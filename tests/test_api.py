@@ -24,7 +24,7 @@ LAYERS = [
     ["_core/lowering"],
     ["_core/taps"],
     ["_core/linear", "_core/indices"],
-    ["_core/engine", "_core/arguments"],
+    ["_core/engine", "_core/arguments", "_core/regions"],
     ["_ops/average", "_ops/extremum"],  # which other families build on
     ["_ops/"],
     ["_ops"],
@@ -109,6 +109,7 @@ def test_signature(name):
         "quantize": ["x", "params"],
         "dequantize": ["q", "params"],
         "feature_multiplier": ["pool_type"],
+        "roi_levels": ["boxes", "min_level", "max_level"],
     }
     kind = OPS[name].kind if name in OPS else None
     usual = {

@@ -4,36 +4,38 @@ from jaxpool._ops import (
     adaptive,
     average,
     blend,
-    conventions,
     blur,
+    conventions,
     exponential,
     extremum,
     fractional,
     masked,
     monoid,
     power,
-    segment,
-    sequence,
     quantized,
     rank,
+    regions,
+    segment,
+    sequence,
     shapes,
     stochastic,
 )
 from jaxpool._ops.adaptive import *
 from jaxpool._ops.average import *
 from jaxpool._ops.blend import *
-from jaxpool._ops.conventions import *
 from jaxpool._ops.blur import *
+from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
-from jaxpool._ops.segment import *
-from jaxpool._ops.sequence import *
 from jaxpool._ops.quantized import *
 from jaxpool._ops.rank import *
+from jaxpool._ops.regions import *
+from jaxpool._ops.segment import *
+from jaxpool._ops.sequence import *
 from jaxpool._ops.shapes import *
 from jaxpool._ops.stochastic import *
 
@@ -53,5 +55,6 @@ __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += quantized.__all__
 __all__ += rank.__all__
+__all__ += regions.__all__
 __all__ += shapes.__all__
 __all__ += stochastic.__all__

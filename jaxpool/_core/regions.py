@@ -1,0 +1,240 @@
+"""Boxes laid over feature maps: where their samples and bins fall, and reading those.
+
+Rows and columns of a box do not know of each other: each is a `Samples` or a `Bins` of
+one axis, and an element takes part if its row and its column do. What is read costs
+memory in proportion to the output, whatever the boxes' sizes and the maps'.
+
+Shapes: K boxes `[K, 4]` with h * w bins, over N images `[N, P, G, C]` whose P positions
+are those of one or more feature maps, one after the other in row-major order, and
+whose channels come in G groups: one for all bins, or one for each.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxpool._core.numerics import divide
+
+__all__ = [
+    "Bins",
+    "Boxes",
+    "Samples",
+    "bin_sums",
+    "bins",
+    "elements",
+    "first_maxima",
+    "interpolate",
+    "lay",
+    "samples",
+]
+
+
+class Boxes(NamedTuple):
+    """K boxes and, for each, the image and the feature map that it is laid over."""
+
+    corners: jax.Array  # [K, 4]: x1, y1, x2, y2 in elements of the feature map
+    image: jax.Array  # [K]: the index of the image
+    known: jax.Array  # [K]: whether there is such an image
+    first: jax.Array  # [K]: the position of the feature map's first element
+    height: jax.Array  # [K]
+    width: jax.Array  # [K]
+
+
+class Samples(NamedTuple):
+    """Elements and their weights, for each bin along one axis: all `[K, out, taps]`."""
+
+    place: jax.Array
+    weight: jax.Array
+    inside: jax.Array
+
+
+class Bins(NamedTuple):
+    """The elements `start <= i < end` of each bin along one axis: both `[K, out]`."""
+
+    start: jax.Array
+    end: jax.Array
+
+
+def lay(
+    shapes: Sequence[tuple[Any, Any]],
+    scales: Sequence[float],
+    boxes: jax.Array,
+    image: jax.Array,
+    level: jax.Array,
+    images: Any,
+) -> Boxes:
+    """Lays `boxes` over the feature maps, of which `level` `[K]` names theirs."""
+    sizes = [h * w for h, w in shapes]
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def of_level(values):  # ints may be symbolic
+        table = jnp.stack([jnp.asarray(v, jnp.int32) for v in values])
+        return table[level]
+
+    known = (image >= 0) & (image < images)
+    return Boxes(
+        boxes * jnp.asarray(scales, boxes.dtype)[level][:, None],
+        jnp.where(known, image, 0).astype(jnp.int32),
+        known,
+        of_level(firsts),
+        of_level([h for h, _ in shapes]),
+        of_level([w for _, w in shapes]),
+    )
+
+
+def samples(
+    start: jax.Array, extent: jax.Array, out: int, ratio: int, size: jax.Array
+) -> Samples:
+    """Where `ratio` evenly spaced points in each of `out` bins fall between elements.
+
+    A point less than one element outside `[0, size - 1]` is moved to its edge; one
+    that is farther out, or NaN, is not `inside`. The order of operations is that of
+    the usual kernels, whose rounding decides on which side of an edge a point lies.
+    """
+    start, extent, size = (a[:, None, None] for a in (start, extent, size))
+    steps = jnp.arange(out, dtype=start.dtype)[None, :, None]
+    within = jnp.arange(ratio, dtype=start.dtype)[None, None, :] + 0.5
+    step = divide(extent, out)
+    point = start + steps * step + divide(within * step, ratio)
+    last = (size - 1).astype(point.dtype)
+    inside = (point >= -1) & (point <= last + 1)
+    # The inner `where` keeps what is not finite out of the derivative and the index.
+    point = jnp.clip(jnp.where(inside, point, 0), 0, last)
+    low = jnp.floor(point)
+    index = jnp.stack([low, jnp.minimum(low + 1, last)], -1).astype(jnp.int32)
+    weight = jnp.stack([1 - (point - low), point - low], -1)
+    inside = jnp.stack([inside, inside], -1)
+    shape = (*point.shape[:2], 2 * ratio)
+    return Samples(*(a.reshape(shape) for a in (index, weight, inside)))
+
+
+def bins(
+    low: jax.Array, extent: jax.Array, out: int, limit: jax.Array, known: jax.Array
+) -> Bins:
+    """The elements of `out` bins of `extent`, at least 1, from `low`, up to `limit`.
+
+    Bin `o` is `[floor(o * extent / out), ceil((o + 1) * extent / out))`, computed in
+    floating point as the usual kernels do. It is empty where a bound is NaN.
+    """
+    extent = jnp.maximum(extent, 1)
+    low, extent, limit, known = (a[:, None] for a in (low, extent, limit, known))
+    steps = jnp.arange(out, dtype=low.dtype)[None]
+    size = divide(extent, out)
+    limit = limit.astype(low.dtype)
+    start = jnp.clip(jnp.floor(steps * size) + low, 0, limit)
+    end = jnp.clip(jnp.ceil((steps + 1) * size) + low, 0, limit)
+    sound = known & (start == start) & (end == end)
+    start, end = (jnp.where(sound, a, 0).astype(jnp.int32) for a in (start, end))
+    return Bins(start, jnp.maximum(start, end))
+
+
+def interpolate(
+    images: jax.Array, boxes: Boxes, rows: Samples, columns: Samples
+) -> jax.Array:
+    """The weighted sum of each bin's samples, `[K, h, w, C]`."""
+
+    def pair(combine: Callable, a: jax.Array, b: jax.Array) -> jax.Array:
+        return combine(a[:, :, None, :, None], b[:, None, :, None, :])
+
+    inside = pair(jnp.logical_and, rows.inside, columns.inside)
+    weight = pair(jnp.multiply, rows.weight, columns.weight).astype(images.dtype)
+    width = boxes.width[:, None, None]
+    place = pair(jnp.add, rows.place * width, columns.place)
+    inside &= boxes.known.reshape(-1, 1, 1, 1, 1)
+    elements = _read(images, boxes, place, inside)
+    return jnp.sum(elements * weight[..., None], (3, 4))
+
+
+def first_maxima(
+    images: jax.Array, boxes: Boxes, rows: Bins, columns: Bins
+) -> jax.Array:
+    """The position, in its map, of the largest element of each bin: `[K, h, w, C]`.
+
+    The first in row-major order, or the first NaN; -1 for an empty bin. It visits one
+    element of every bin at a time, as often as the largest bin has elements.
+    """
+    top, bottom = (a[:, :, None] for a in rows)
+    left, right = (a[:, None, :] for a in columns)
+    width = boxes.width[:, None, None]
+    tall, wide = jnp.max(bottom - top, initial=0), jnp.max(right - left, initial=0)
+
+    def visit(step, state):
+        best, found = state
+        row, column = top + step // wide, left + step % wide
+        inside = (row < bottom) & (column < right)
+        place = row * width + column
+        value = _read(images, boxes, place, inside)
+        wins = (found < 0) | (value > best) | ((value != value) & (best == best))
+        wins &= inside[..., None]
+        return jnp.where(wins, value, best), jnp.where(wins, place[..., None], found)
+
+    # Made of the images, so that devices hold it as they do what replaces it.
+    best = _read(images, boxes, top + left, jnp.zeros_like(top + left, bool))
+    nowhere = (best != best).astype(jnp.int32) - 1
+    return lax.fori_loop(np.int32(0), tall * wide, visit, (best, nowhere))[1]
+
+
+def bin_sums(
+    images: jax.Array,
+    boxes: Boxes,
+    rows: Bins,
+    columns: Bins,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """The sum of each bin over one map of `shape`, `[K, h, w, C]`.
+
+    A bin is cut into blocks whose sides are powers of two, one for each bit of its
+    height and width. All blocks of a size are one read from an array of their sums,
+    which is the sum of two of half the size: few steps, and as exact as adding up.
+    """
+    (height, width), parts = shape, []
+    (top, tall), (left, wide) = ((a.start, a.end - a.start) for a in (rows, columns))
+    for i in range(height.bit_length()):
+        blocks = images
+        for j in range(width.bit_length()):
+            row = (top + (tall & (2**i - 1)))[:, :, None]
+            column = (left + (wide & (2**j - 1)))[:, None, :]
+            inside = (tall[:, :, None] & 2**i > 0) & (wide[:, None, :] & 2**j > 0)
+            parts.append(_read(blocks, boxes, row * width + column, inside))
+            if j + 1 < width.bit_length():
+                blocks = blocks + _ahead(blocks, 2**j)
+        if i + 1 < height.bit_length():
+            images = images + _ahead(images, width * 2**i)
+    return functools.reduce(lax.add, parts)
+
+
+def elements(images: jax.Array, boxes: Boxes, place: jax.Array) -> jax.Array:
+    """The element at each position `[K, h, w, C]` in its box's map; 0 for -1."""
+    image, first = (
+        jnp.broadcast_to(a[:, None, None, None], place.shape)
+        for a in (boxes.image, boxes.first)
+    )
+    channel = lax.broadcasted_iota(jnp.int32, place.shape, 3)
+    at = image, first + jnp.maximum(place, 0), jnp.zeros_like(channel), channel
+    read = images.at[at].get(mode="promise_in_bounds")
+    return jnp.where(place >= 0, read, jnp.zeros((), read.dtype))
+
+
+def _ahead(x, distance):
+    """What stands `distance` positions later; 0 behind the end."""
+    pads = [(0, 0, 0), (-distance, distance, 0), (0, 0, 0), (0, 0, 0)]
+    return lax.pad(x, np.zeros((), x.dtype), pads)
+
+
+def _read(images, boxes, place, inside):
+    """The channels `[K, h, w, ..., C]` at positions in each box's map; else 0."""
+    lead = (-1, *(1,) * (place.ndim - 1))
+    place = jnp.where(inside, place, 0) + boxes.first.reshape(lead)
+    image = jnp.broadcast_to(boxes.image.reshape(lead), place.shape)
+    h, w = place.shape[1:3]
+    # The bin's own group of channels, or the only one.
+    group = jnp.arange(h * w, dtype=jnp.int32) % images.shape[2]
+    group = group.reshape(1, h, w, *(1,) * (place.ndim - 3))
+    group = jnp.broadcast_to(group, place.shape)
+    read = images.at[image, place, group].get(mode="promise_in_bounds")
+    return jnp.where(inside[..., None], read, jnp.zeros((), read.dtype))
