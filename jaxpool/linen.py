@@ -25,9 +25,9 @@ class PoolModule(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the window when the module is built."""
-        for field in map(_field, self.op.config):
+        for field in map(_field, self.op.settings):
             object.__setattr__(self, field, freeze(getattr(self, field)))
-        validate(self.op, {n: getattr(self, _field(n)) for n in self.op.config})
+        validate(self.op, self._settings())
         super().__post_init__()
 
     @nn.compact
@@ -36,8 +36,18 @@ class PoolModule(nn.Module):
         masks = {} if where is None else {"where": where}
         return self.op.fn(*inputs, **named, **self._config(), **masks)
 
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, _field(name)) for name in self.op.settings}
+
     def _config(self) -> dict[str, Any]:
         config = {name: getattr(self, _field(name)) for name in self.op.config}
+        if self.op.weights:
+            config["params"] = {
+                name: self.param(name, initial, shape, jnp.float32)
+                for name, (shape, initial) in self.op.weights_for(
+                    self._settings()
+                ).items()
+            }
         for name in self.op.learned if getattr(self, "trainable", False) else ():
             start = jnp.asarray(config[name], jnp.float32)
             features = getattr(self, "features", None)

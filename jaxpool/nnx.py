@@ -15,6 +15,7 @@ from flax import nnx
 import jaxpool  # noqa: F401 (fills the op table)
 from jaxpool._core.module import arguments, document, freeze, validate
 from jaxpool._core.op import OPS, PoolOp
+from jaxpool._core.window import fail
 
 
 class PoolModule(nnx.Module):
@@ -33,13 +34,17 @@ class PoolModule(nnx.Module):
         config = {name: freeze(value) for name, value in bound.arguments.items()}
         validate(self.op, config)
         trainable = config.pop("trainable", False)
-        features = config.pop("features", None)
+        features = config.pop("features", None) if self.op.learned else None
+        rngs = config.get("rngs") if self.op.takes_key else config.pop("rngs", None)
         for name, value in config.items():
             if trainable and name in self.op.learned:
                 start = jnp.asarray(value, jnp.float32)
                 shape = start.shape if features is None else (features,)
                 value = nnx.Param(jnp.broadcast_to(start, shape))
             setattr(self, name, value)
+        for name, (shape, initial) in self.op.weights_for(config).items():
+            key = self._stream(rngs, "params")()
+            setattr(self, name, nnx.Param(initial(key, shape, jnp.float32)))
 
     def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
         """Pools the inputs, by position or name; `where` masks them, if it may."""
@@ -47,11 +52,21 @@ class PoolModule(nnx.Module):
         return self.op.fn(*inputs, **named, **self._config(), **masks)
 
     def _config(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.op.config}
-        return {
-            name: value[...] if isinstance(value, nnx.Variable) else value
-            for name, value in values.items()
-        }
+        config = {name: _value(getattr(self, name)) for name in self.op.config}
+        if self.op.weights:
+            names = self.op.weights_for(vars(self))
+            config["params"] = {name: _value(getattr(self, name)) for name in names}
+        return config
+
+    @classmethod
+    def _stream(cls, rngs: Any, name: str) -> nnx.RngStream:
+        if isinstance(rngs, nnx.Rngs):
+            return rngs[name]
+        if isinstance(rngs, nnx.RngStream):
+            return rngs
+        rule = "must be nnx.Rngs or nnx.RngStream, to draw the first weights from"
+        error = ValueError if rngs is None else TypeError
+        raise fail(cls.op.module_name, "rngs", rule, rngs, error)
 
 
 class RandomPoolModule(PoolModule):
@@ -108,11 +123,17 @@ class RandomPoolModule(PoolModule):
         )
 
 
+def _value(value: Any) -> Any:
+    """The array in a variable; anything else as it is."""
+    return value[...] if isinstance(value, nnx.Variable) else value
+
+
 def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
+    extra = base.extra if op.takes_key or not op.weights else (("rngs", None),)
     facts = {
         "op": op,
-        "__signature__": arguments(op, *base.extra),
+        "__signature__": arguments(op, *extra),
         "__doc__": document(op),
         "__module__": __name__,
         "__qualname__": op.module_name,

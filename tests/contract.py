@@ -10,7 +10,9 @@ as in the op's row, with any of
             an op of kind "other", `f(x, where=None, **arguments)` of the whole input
   CASES     for each op, `(sizes, arguments)`, then `batch`, then `groups`: shapes of
             `x` without batch and channels; `batch` (or None) where its leading axes are
-            not free; `groups` where channels come in multiples of a number
+            not free; `groups` where channels come in multiples of a number. For an op
+            that learns several arrays, its module's arguments, with the number of
+            channels as `features`: `params` are drawn to fit them
   OWN       for each op, arguments that are added to the shared cases of its kind
   STATIC    for each op, arguments that it cannot do without
   WRONG     for each op, `(arguments, error, part of its message)`
@@ -51,10 +53,25 @@ class Case:
         )
         return f"{self.op.name}-{'x'.join(map(str, self.sizes))}-{given}"
 
+    @functools.cached_property
+    def arguments(self):
+        """The op's arguments."""
+        given = {**STATIC.get(self.op.name, {}), **self.kwargs}
+        if not self.op.weights:
+            return given
+        defaults = {n: p.default for n, p in self.op.settings.items()}
+        weights = self.op.weights_for({**defaults, **given})
+        rng = np.random.default_rng(len(weights))
+        params = {
+            name: rng.normal(size=shape).astype(np.float32) / math.sqrt(shape[0])
+            for name, (shape, _) in weights.items()
+        }
+        called = {n: v for n, v in given.items() if n in self.op.config}
+        return {**called, "params": params}
+
     def function(self, **more):
         """The op with its arguments, a function of `x`."""
-        fixed = {**STATIC.get(self.op.name, {}), **self.kwargs, **more}
-        return functools.partial(self.op.fn, **fixed)
+        return functools.partial(self.op.fn, **{**self.arguments, **more})
 
     @property
     def differentiable(self):
@@ -67,6 +84,8 @@ class Case:
 
         Ops of integers get int8, small enough for twice as much not to overflow.
         """
+        if self.op.weights:
+            channels = self.kwargs["features"]
         shape = (*(self.batch or batch), *self.sizes, channels * self.groups)
         n = math.prod(shape)
         values = np.arange(n) - n // 3 + 0.5
@@ -78,10 +97,9 @@ class Case:
     def expected(self, x, where=None):
         """The oracle's answer, in float64."""
         if self.op.kind == "other":
-            fixed = {**STATIC.get(self.op.name, {}), **self.kwargs}
             masked = {} if where is None else {"where": where}
             wide = np.asarray(x, np.float64)
-            return oracle.ORACLES[self.op.name](wide, **fixed, **masked)
+            return oracle.ORACLES[self.op.name](wide, **self.arguments, **masked)
         n = len(self.sizes)
         axes = tuple(range(-1 - n, -1))
         kwargs = {k: v for k, v in self.kwargs.items() if k not in ("deterministic",)}

@@ -363,6 +363,7 @@ def test_refuses_what_is_no_array(name):
     arrays = dict.fromkeys(op.inputs, "text")
     kwargs = {"window": {"window_shape": (2, 2)}, "adaptive": {"output_shape": (2, 2)}}
     given = {**kwargs.get(op.kind, {}), **STATIC.get(name, {}), **arrays}
+    given |= {"params": {}, "num_heads": 1} if op.weights else {}
     if name == "pool":
         given |= {"init": 0.0, "reduce_fn": jax.lax.add}
     if name == "max_unpool":

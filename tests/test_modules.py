@@ -35,12 +35,36 @@ def at_call(case):
     return {k: v for k, v in case.function().keywords.items() if k in case.op.inputs}
 
 
+def weights(case):
+    """The arrays that the case's module learns."""
+    return case.function().keywords["params"] if case.op.weights else {}
+
+
+def start(case, in_linen, x, **named):
+    """The variables of the case's module in Linen, with the case's arrays."""
+    variables = in_linen.init(jax.random.key(0), x, **named)
+    if not case.op.weights:
+        return variables
+    ours = {"params": weights(case)}
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, ours)
+    return ours
+
+
 def both(case, **more):
     """The case's module in NNX and, bound to its parameters, in Linen."""
     given = {"deterministic", *case.op.inputs}
     fixed = {k: v for k, v in case.function().keywords.items() if k not in given}
+    if case.op.weights:
+        fixed = case.kwargs
+        rngs = {"rngs": nnx.Rngs(0)}
+    else:
+        rngs = {}
     sampling = {"deterministic": True} if case.op.takes_key else {}
-    in_nnx = getattr(jaxpool.nnx, case.op.module_name)(**fixed, **sampling, **more)
+    in_nnx = getattr(jaxpool.nnx, case.op.module_name)(
+        **fixed, **sampling, **rngs, **more
+    )
+    for name, value in weights(case).items():
+        getattr(in_nnx, name)[...] = value
     reserved = {"init": "init_"}
     fixed = {reserved.get(k, k): v for k, v in fixed.items()}
     in_linen = getattr(jaxpool.linen, case.op.module_name)(**fixed, **sampling, **more)
@@ -66,11 +90,11 @@ def test_linen_equals_nnx_equals_function(case):
     x = case.input()
     in_nnx, in_linen = both(case)
     expected, named = case.function()(x), at_call(case)
-    variables = in_linen.init(jax.random.key(0), x, **named)
+    variables = start(case, in_linen, x, **named)
     equal(in_nnx(x, **named), expected)
     equal(in_linen.apply(variables, x, **named), expected)
     if case.op.takes_where:
-        mask = x > 0
+        mask = x[..., 0] > 0 if case.op.weights else x > 0
         masked = case.function(where=mask)(x)
         equal(in_nnx(x, where=mask, **named), masked)
         equal(in_linen.apply(variables, x, where=mask, **named), masked)
@@ -122,6 +146,63 @@ def test_learned_parameters(name):
     fixed_nnx, fixed_linen = both(case, trainable=False)
     assert not jax.tree.leaves(nnx.state(fixed_nnx))
     assert not fixed_linen.init(jax.random.key(0), x)
+
+
+every_weighted_op = pytest.mark.parametrize(
+    "case", [c for c in typical() if c.op.weights], ids=lambda c: c.op.name
+)
+
+
+@every_weighted_op
+def test_learned_arrays(case):
+    x = case.input()
+    arrays = case.op.weights_for(vars(both(case)[0]))
+    modules = [
+        getattr(jaxpool.nnx, case.op.module_name)(**case.kwargs, rngs=nnx.Rngs(seed))
+        for seed in (0, 0, 1)
+    ]
+    states = [nnx.state(m, nnx.Param) for m in modules]
+    first, again, other = (nnx.to_pure_dict(s) for s in states)
+    in_linen = getattr(jaxpool.linen, case.op.module_name)(**case.kwargs)
+    variables = in_linen.init(jax.random.key(0), x)["params"]
+    assert first.keys() == variables.keys() == arrays.keys()
+    for name, (shape, initial) in arrays.items():
+        fixed = initial in (nn.initializers.zeros, nn.initializers.ones)
+        for value in (first[name], variables[name]):
+            assert value.shape == shape
+            assert value.dtype == jnp.float32
+        equal(first[name], again[name])
+        assert (np.asarray(first[name]) == other[name]).all() == fixed
+
+    def loss(params):
+        return jnp.sum(case.function(params=params)(x) ** 2)
+
+    expected = jax.grad(loss)(first)
+    of_nnx = nnx.grad(lambda m: jnp.sum(m(x) ** 2))(modules[0])
+    of_linen = jax.grad(lambda p: jnp.sum(in_linen.apply({"params": p}, x) ** 2))(first)
+    for name, gradient in nnx.to_pure_dict(of_nnx).items():
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(of_linen[name], expected[name], rtol=1e-4, atol=1e-4)
+    assert any(np.any(g) for g in jax.tree.leaves(expected))
+
+
+@pytest.mark.parametrize("rngs", [None, 3])
+def test_learned_arrays_need_a_source_of_randomness(rngs):
+    with pytest.raises((ValueError, TypeError), match="`SimPool`: `rngs` must be nnx"):
+        jaxpool.nnx.SimPool(4, rngs=rngs)
+
+
+@pytest.mark.parametrize("api", [jaxpool.nnx, jaxpool.linen], ids=["nnx", "linen"])
+def test_bad_sizes_fail_when_built(api):
+    for kwargs, message in (
+        ({"features": 0, "num_heads": 1}, "`features` must be at least 1; got 0"),
+        ({"features": 6, "num_heads": 4}, "`num_heads` must divide the 6 channels"),
+        ({"features": 6, "num_heads": 2, "num_queries": 0}, "`num_queries` must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            api.AttentionPool(**kwargs)
+    with pytest.raises(TypeError, match="num_heads"):
+        api.AttentionPool(4)
 
 
 class TestSampling:

@@ -10,8 +10,8 @@ __all__ = ["arguments", "document", "freeze", "validate"]
 
 
 def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
-    """The constructor's arguments: those of the function, then keyword-only `extra`."""
-    own = list(op.config.values())
+    """The constructor's arguments: the op's settings, then keyword-only `extra`."""
+    own = list(op.settings.values())
     if op.learned:
         extra = (("trainable", True), ("features", None), *extra)
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -28,6 +28,12 @@ def document(op: PoolOp) -> str:
             f"Learns `{'`, `'.join(op.learned)}`, from the value given: one number, or "
             "one a channel with `features=C`; fixed with `trainable=False`."
         )
+    if op.weights:
+        text.append(
+            "Learns the arrays of `params`, in float32; its arguments beyond the "
+            "function's say which, and how large they are."
+        )
+        text += ["", inspect.getdoc(op.weights) or ""]
     if op.takes_key:
         text.append(
             "Samples as the framework's `Dropout` does: with a key of the stream "
@@ -44,7 +50,8 @@ def freeze(value: Any) -> Any:
 
 
 def validate(op: PoolOp, config: dict[str, Any]) -> None:
-    """Raises for a bad window when the module is built, not when it is called."""
+    """Raises for bad sizes when the module is built, not when it is called."""
+    op.weights_for(config)
     if op.kind == "window":
         spec = [n for n in inspect.signature(Window.of).parameters if n != "caller"]
         Window.of(op.module_name, **{name: config[name] for name in spec})

@@ -5,15 +5,17 @@ unchanged, so that signatures, docstrings and static types stay what they are.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-__all__ = ["OPS", "PoolOp", "pool_op"]
+__all__ = ["OPS", "PoolOp", "Weight", "pool_op"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 Kind = Literal["window", "global", "adaptive", "other"]
+# A learned array: its shape, and what draws its first value of (key, shape, dtype).
+Weight = tuple[tuple[int, ...], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class PoolOp:
       inputs: the arguments that arrive at call time, arrays first to last.
       takes_key: whether it samples (`key=`, `deterministic=`).
       learned: arguments that a module can learn, a scalar or one value a channel.
+      weights: for a function that takes learned arrays in a mapping `params`: the
+        function that says which, by name, from further arguments of a module.
       linear: y(ax + bz) = a y(x) + b y(z).
       monotone: x <= z everywhere implies y(x) <= y(z).
       outputs: number of arrays that it returns.
@@ -43,6 +47,7 @@ class PoolOp:
     inputs: tuple[str, ...] = ("x",)
     takes_key: bool = False
     learned: tuple[str, ...] = ()
+    weights: Callable[..., dict[str, Weight]] | None = None
     linear: bool = False
     monotone: bool = False
     outputs: int = 1
@@ -61,10 +66,25 @@ class PoolOp:
 
     @property
     def config(self) -> dict[str, inspect.Parameter]:
-        """The arguments that a module fixes when it is built."""
-        at_call = {*self.inputs, "where", "key", "deterministic"}
+        """The function's arguments that a module fixes when it is built."""
+        at_call = {*self.inputs, "where", "key", "deterministic", "params"}
         parameters = inspect.signature(self.fn).parameters
         return {n: p for n, p in parameters.items() if n not in at_call}
+
+    @property
+    def settings(self) -> dict[str, inspect.Parameter]:
+        """All that a module fixes when it is built: `config`, and for its weights."""
+        return {**self._sizes, **self.config}
+
+    def weights_for(self, settings: Mapping[str, Any]) -> dict[str, Weight]:
+        """The learned arrays of a module with these settings."""
+        if self.weights is None:
+            return {}
+        return self.weights(**{name: settings[name] for name in self._sizes})
+
+    @property
+    def _sizes(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.weights).parameters if self.weights else {}
 
     @property
     def takes_where(self) -> bool:

@@ -2,6 +2,7 @@
 
 from jaxpool._ops import (
     adaptive,
+    attention,
     average,
     blend,
     blur,
@@ -21,6 +22,7 @@ from jaxpool._ops import (
     stochastic,
 )
 from jaxpool._ops.adaptive import *
+from jaxpool._ops.attention import *
 from jaxpool._ops.average import *
 from jaxpool._ops.blend import *
 from jaxpool._ops.blur import *
@@ -41,6 +43,7 @@ from jaxpool._ops.stochastic import *
 
 __all__: list[str] = []
 __all__ += adaptive.__all__
+__all__ += attention.__all__
 __all__ += average.__all__
 __all__ += blend.__all__
 __all__ += conventions.__all__
