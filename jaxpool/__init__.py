@@ -8,14 +8,30 @@ alone.
   extremum     max_pool  min_pool  max_pool_with_argmax  max_unpool
   average      avg_pool  sum_pool
   any monoid   pool
-  power        lp_pool
+  power        lp_pool  gem_pool
+  exponential  lse_pool
+  rank         median_pool
   blends       mixed_pool
   stochastic   stochastic_pool
+  fractional   fractional_max_pool  fractional_max_pool_with_argmax
+               fractional_avg_pool  fractional_boundaries
   adaptive     adaptive_avg_pool  adaptive_max_pool  adaptive_max_pool_with_argmax
+               adaptive_avgmax_pool  adaptive_catavgmax_pool  select_adaptive_pool
+               feature_multiplier  dense_head_pool
   global       global_avg_pool  global_max_pool  global_min_pool  global_sum_pool
                global_lp_pool  global_gem_pool  global_lse_pool
                global_avgmax_pool  global_catavgmax_pool
-  shapes       output_shape
+  blurs        blur_pool  max_blur_pool  edge_aware_blur_pool
+  masked       masked_max_pool  masked_avg_pool  weighted_max_pool
+               weighted_avg_pool
+  sequences    sequence_pool  segment_pool
+  regions      roi_align  roi_pool  ps_roi_align  ps_roi_pool
+               multiscale_roi_align  roi_levels
+  attention    attention_pool  clip_attention_pool  rotary_attention_pool
+               map_pool  latent_attention_pool  sim_pool
+  quantized    quantized_max_pool  quantized_avg_pool  quantized_global_avg_pool
+               quantized_adaptive_avg_pool  quantize  dequantize  QuantParams
+  shapes       output_shape  convert_indices
 
 `lowering` is a context in which windows are computed in another form.
 """

@@ -29,32 +29,52 @@ projection that is absent is the identity. A module creates them; so does
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_parameter
+from jaxpool._core.arguments import as_parameter
+from jaxpool._core.attention import (
+    Tokens,
+    as_choice,
+    as_eps,
+    attend,
+    by_first,
+    by_queries,
+    fit_positions,
+    layer_norm,
+    like,
+    map_axes,
+    map_sizes,
+    read_tokens,
+)
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import (
-    accumulation_dtype,
     hide,
     power_of_two_scale,
     safe_power,
 )
 from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.weights import (
+    fan_in_uniform,
+    fuse,
+    layer_norm_weights,
+    module_size,
+    module_sizes,
+    projections,
+    scaled_normal,
+    sized,
+    uniform,
+    xavier_uniform,
+    zeros,
+)
 from jaxpool._core.window import (
     Ints,
-    as_int,
-    as_ints,
     fail,
-    is_sequence,
-    resolve_axes,
 )
 from jaxpool._ops.average import global_avg_pool
 from jaxpool._ops.extremum import global_min_pool
@@ -68,36 +88,9 @@ __all__ = [
     "sim_pool",
 ]
 
-# The axes of each array; equal letters are equal sizes.
-_SHAPES = {
-    "query": "e|qe",
-    "q_kernel": "ed",
-    "q_bias": "d",
-    "k_kernel": "cd",
-    "k_bias": "d",
-    "v_kernel": "cd",
-    "v_bias": "d",
-    "out_kernel": "df",
-    "out_bias": "f",
-    "q_norm_scale": "h",
-    "q_norm_bias": "h",
-    "k_norm_scale": "h",
-    "k_norm_bias": "h",
-    "token_norm_scale": "c",
-    "token_norm_bias": "c",
-    "cls_token": "c",
-    "positions": "pc",
-    "norm_scale": "f",
-    "norm_bias": "f",
-    "mlp_in_kernel": "fm",
-    "mlp_in_bias": "m",
-    "mlp_out_kernel": "mf",
-    "mlp_out_bias": "f",
-}
 _ATTENTION = ("q", "k", "v", "out")
 _HEAD = (*_ATTENTION, "query", "norm", "mlp_in", "mlp_out")
 _SPATIAL = (*_ATTENTION, "cls_token")
-Initializer = Callable[..., Any]
 
 
 def _attention_weights(
@@ -118,12 +111,14 @@ def _attention_weights(
       out_features: channels F of the result, C by default; 0 for no output projection.
       use_bias: whether projections have biases.
     """
-    sizes = _sizes("AttentionPool", features, num_heads, embed_features, out_features)
-    sizes["q"] = _size("AttentionPool", "num_queries", num_queries)
-    return _sized(
+    sizes = module_sizes(
+        "AttentionPool", features, num_heads, embed_features, out_features
+    )
+    sizes["q"] = module_size("AttentionPool", "num_queries", num_queries)
+    return sized(
         {
-            "query": _uniform(math.sqrt(6 / (1 + sizes["c"]))),
-            **_dense(_ATTENTION, _glorot, _zeros, sizes, use_bias),
+            "query": uniform(math.sqrt(6 / (1 + sizes["c"]))),
+            **projections(_ATTENTION, xavier_uniform, zeros, sizes, use_bias),
         },
         sizes,
     )
@@ -168,7 +163,7 @@ def attention_pool(
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> params = {"query": jnp.array([100.0, 0.0])}
+      >>> params = {"query": jnp.array([1000.0, 0.0])}
       >>> attention_pool(x, params, num_heads=1)
       Array([1., 0.], dtype=float32)
 
@@ -177,8 +172,10 @@ def attention_pool(
       Set Transformer, 2019 (pooling by multihead attention, there with a residual).
     """
     caller, names = "attention_pool", ("query", *_ATTENTION)
-    tokens, w = _read(caller, x, params, where, axis, num_heads, names, ("query",))
-    return tokens.finish(_by_queries(tokens, w, num_heads))
+    tokens, w = read_tokens(
+        caller, x, params, where, axis, num_heads, names, ("query",)
+    )
+    return tokens.finish(by_queries(tokens, w, num_heads))
 
 
 def _map_weights(
@@ -190,19 +187,19 @@ def _map_weights(
       features: channels C of the input and of the result.
       mlp_features: hidden features of the perceptron, 4 C by default.
     """
-    sizes = _sizes("MAPPool", features, num_heads)
+    sizes = module_sizes("MAPPool", features, num_heads)
     sizes["q"] = None
-    sizes["m"] = _size("MAPPool", "mlp_features", mlp_features, 4 * features)
+    sizes["m"] = module_size("MAPPool", "mlp_features", mlp_features, 4 * features)
 
     def small(n):
         return initializers.normal(1e-6)
 
-    return _sized(
+    return sized(
         {
-            "query": _uniform(math.sqrt(6 / (1 + features))),
-            **_dense(_ATTENTION, _glorot, _zeros, sizes),
-            **_norm("norm"),
-            **_dense(("mlp_in", "mlp_out"), _glorot, small, sizes),
+            "query": uniform(math.sqrt(6 / (1 + features))),
+            **projections(_ATTENTION, xavier_uniform, zeros, sizes),
+            **layer_norm_weights("norm"),
+            **projections(("mlp_in", "mlp_out"), xavier_uniform, small, sizes),
         },
         sizes,
     )
@@ -245,8 +242,8 @@ def map_pool(
       NaFlex).
     """
     caller, needs = "map_pool", ("query", "mlp_in_kernel", "mlp_out_kernel")
-    tokens, w = _read(caller, x, params, where, axis, num_heads, _HEAD, needs)
-    y = _by_queries(tokens, w, num_heads, _eps(caller, eps), approximate=True)
+    tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _HEAD, needs)
+    y = by_queries(tokens, w, num_heads, as_eps(caller, eps), approximate=True)
     return tokens.finish(y)
 
 
@@ -284,23 +281,29 @@ def _latent_weights(
       num_positions: number of tokens L, for learned positions.
     """
     caller = "LatentAttentionPool"
-    sizes = _sizes(caller, features, num_heads, embed_features, out_features)
-    sizes["q"] = _size(caller, "num_queries", num_queries)
-    sizes["e"] = _size(caller, "query_features", query_features, sizes["d"])
-    sizes["p"] = _size(caller, "num_positions", num_positions)
+    sizes = module_sizes(caller, features, num_heads, embed_features, out_features)
+    sizes["q"] = module_size(caller, "num_queries", num_queries)
+    sizes["e"] = module_size(caller, "query_features", query_features, sizes["d"])
+    sizes["p"] = module_size(caller, "num_positions", num_positions)
     head = sizes["f"] is not None
-    sizes["m"] = _size(caller, "mlp_features", mlp_features, 4 * (sizes["f"] or 1))
+    sizes["m"] = module_size(
+        caller, "mlp_features", mlp_features, 4 * (sizes["f"] or 1)
+    )
     projected = ("q", "k", "v") if query_projection else ("k", "v")
     mlp = ("out", "mlp_in", "mlp_out") if head else ()
     near = initializers.truncated_normal
-    return _sized(
+    return sized(
         {
             "query": near(sizes["e"] ** -0.5),
             **({} if num_positions is None else {"positions": near(features**-0.5)}),
-            **_dense(projected, _linear, _linear, sizes, use_bias),
-            **({**_norm("q_norm"), **_norm("k_norm")} if qk_norm else {}),
-            **_dense(mlp, _linear, _linear, sizes),
-            **(_norm("norm") if norm and head else {}),
+            **projections(projected, fan_in_uniform, fan_in_uniform, sizes, use_bias),
+            **(
+                {**layer_norm_weights("q_norm"), **layer_norm_weights("k_norm")}
+                if qk_norm
+                else {}
+            ),
+            **projections(mlp, fan_in_uniform, fan_in_uniform, sizes),
+            **(layer_norm_weights("norm") if norm and head else {}),
         },
         sizes,
     )
@@ -352,12 +355,14 @@ def latent_attention_pool(
     """
     caller = "latent_attention_pool"
     names = (*_HEAD, "positions", "q_norm", "k_norm")
-    _choice(caller, "pool_type", pool_type, ("token", "avg", ""))
-    tokens, w = _read(caller, x, params, where, axis, num_heads, names, ("query",))
+    as_choice(caller, "pool_type", pool_type, ("token", "avg", ""))
+    tokens, w = read_tokens(
+        caller, x, params, where, axis, num_heads, names, ("query",)
+    )
     if "positions" in w:
-        _fit(caller, w, math.prod(tokens.sizes))
-        tokens = tokens._replace(x=tokens.x + _like(w["positions"], tokens.x))
-    y = _by_queries(tokens, w, num_heads, _eps(caller, eps), approximate)
+        fit_positions(caller, w, math.prod(tokens.sizes))
+        tokens = tokens._replace(x=tokens.x + like(w["positions"], tokens.x))
+    y = by_queries(tokens, w, num_heads, as_eps(caller, eps), approximate)
     if w["query"].ndim == 2 and pool_type:
         y = y[..., 0, :] if pool_type == "token" else jnp.mean(y, -2)
     return tokens.finish(y)
@@ -387,19 +392,19 @@ def _clip_weights(
       class_token: whether a learned token, from 0, stands for the mean token.
     """
     caller = "CLIPAttentionPool"
-    sizes = _sizes(caller, features, num_heads, embed_features, out_features)
-    sizes["p"] = 1 + math.prod(_map_sizes(caller, "position_shape", position_shape))
+    sizes = module_sizes(caller, features, num_heads, embed_features, out_features)
+    sizes["p"] = 1 + math.prod(map_sizes(caller, "position_shape", position_shape))
 
     def kernel(n):
-        return _normal(sizes["d"])
+        return scaled_normal(sizes["d"])
 
     weights = {
-        "positions": _normal(features),
+        "positions": scaled_normal(features),
         **({"cls_token": initializers.zeros} if class_token else {}),
-        **_dense(("q", "k", "v"), kernel, _linear, sizes, use_bias),
-        **_dense(("out",), kernel, _linear, sizes),
+        **projections(("q", "k", "v"), kernel, fan_in_uniform, sizes, use_bias),
+        **projections(("out",), kernel, fan_in_uniform, sizes),
     }
-    return _fuse(_sized(weights, sizes)) if fused else _sized(weights, sizes)
+    return fuse(sized(weights, sizes)) if fused else sized(weights, sizes)
 
 
 @pool_op("attention", "other", weights=_clip_weights, camel="CLIPAttentionPool")
@@ -449,11 +454,13 @@ def clip_attention_pool(
       Visual Models From Natural Language Supervision, 2021.
     """
     caller = "clip_attention_pool"
-    old, axis = _map_axes(caller, "position_shape", position_shape, axis)
+    old, axis = map_axes(caller, "position_shape", position_shape, axis)
     names = (*_SPATIAL, "positions")
-    tokens, w = _read(caller, x, params, where, axis, num_heads, names, ("positions",))
+    tokens, w = read_tokens(
+        caller, x, params, where, axis, num_heads, names, ("positions",)
+    )
     sizes = tuple(static_size(caller, s) for s in tokens.sizes)
-    positions = _fit(caller, w, math.prod(old) + 1)
+    positions = fit_positions(caller, w, math.prod(old) + 1)
     if sizes != old:
         grid = positions[1:].reshape(*old, -1)
         shape = (*sizes, positions.shape[-1])
@@ -461,8 +468,8 @@ def clip_attention_pool(
         grid = grid.reshape(-1, positions.shape[-1])
         positions = jnp.concatenate([positions[:1], grid])
     z = _with_first(tokens, w)
-    z = z._replace(x=z.x + _like(positions, z.x))
-    return _by_first(caller, tokens, z, w, num_heads, pool_type)
+    z = z._replace(x=z.x + like(positions, z.x))
+    return by_first(caller, tokens, z, w, num_heads, pool_type)
 
 
 def _rotary_weights(
@@ -488,13 +495,13 @@ def _rotary_weights(
       class_token: whether a learned token, from 0, stands for the mean token.
     """
     caller = "RotaryAttentionPool"
-    sizes = _sizes(caller, features, num_heads, embed_features, out_features)
+    sizes = module_sizes(caller, features, num_heads, embed_features, out_features)
     weights = {
         **({"cls_token": initializers.zeros} if class_token else {}),
-        **_dense(("q", "k", "v"), _normal, _zeros, sizes, use_bias),
-        **_dense(("out",), _linear, _linear, sizes),
+        **projections(("q", "k", "v"), scaled_normal, zeros, sizes, use_bias),
+        **projections(("out",), fan_in_uniform, fan_in_uniform, sizes),
     }
-    return _fuse(_sized(weights, sizes)) if fused else _sized(weights, sizes)
+    return fuse(sized(weights, sizes)) if fused else sized(weights, sizes)
 
 
 @pool_op("attention", "other", weights=_rotary_weights)
@@ -544,11 +551,11 @@ def rotary_attention_pool(
       Ross Wightman: PyTorch Image Models (`RotAttentionPool2d`).
     """
     caller = "rotary_attention_pool"
-    reference, axis = _map_axes(caller, "reference_shape", reference_shape, axis)
+    reference, axis = map_axes(caller, "reference_shape", reference_shape, axis)
     if not 0 < temperature < math.inf:
         rule = "must be finite and greater than 0"
         raise fail(caller, "temperature", rule, temperature)
-    tokens, w = _read(caller, x, params, where, axis, num_heads, _SPATIAL, ())
+    tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SPATIAL, ())
     kernel = w.get("q_kernel", tokens.x)
     channels, pairs = kernel.shape[-1] // num_heads, 2 * len(reference)
     if channels % pairs:
@@ -559,7 +566,7 @@ def rotary_attention_pool(
     places = np.indices(sizes).reshape(len(sizes), -1).T * np.divide(reference, sizes)
     angles = (places[:, :, None] * speeds).reshape(len(places), -1)
     angles = np.pad(np.repeat(angles, 2, -1), ((1, 0), (0, 0)))
-    return _by_first(
+    return by_first(
         caller, tokens, _with_first(tokens, w), w, num_heads, pool_type, angles
     )
 
@@ -574,12 +581,16 @@ def _sim_weights(
       use_bias: whether queries and keys have biases.
       qk_norm: whether queries and keys are normed.
     """
-    sizes = _sizes("SimPool", features, num_heads)
-    return _sized(
+    sizes = module_sizes("SimPool", features, num_heads)
+    return sized(
         {
-            **_norm("token_norm"),
-            **_dense(("q", "k"), _linear, _linear, sizes, use_bias),
-            **({**_norm("q_norm"), **_norm("k_norm")} if qk_norm else {}),
+            **layer_norm_weights("token_norm"),
+            **projections(("q", "k"), fan_in_uniform, fan_in_uniform, sizes, use_bias),
+            **(
+                {**layer_norm_weights("q_norm"), **layer_norm_weights("k_norm")}
+                if qk_norm
+                else {}
+            ),
         },
         sizes,
     )
@@ -628,405 +639,30 @@ def sim_pool(
       It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?, 2023.
     """
     caller, names = "sim_pool", ("q", "k", "token_norm", "q_norm", "k_norm")
-    tokens, w = _read(caller, x, params, where, axis, num_heads, names, ())
-    x, eps, visible = tokens.x, _eps(caller, eps), tokens.visible
+    tokens, w = read_tokens(caller, x, params, where, axis, num_heads, names, ())
+    x, eps, visible = tokens.x, as_eps(caller, eps), tokens.visible
     q = global_avg_pool(x, axis=-2, keepdims=True, where=visible)
-    k = _layer_norm(x, w, "token_norm", eps)
+    k = layer_norm(x, w, "token_norm", eps)
     if gamma is None:
-        y = _attend(q, k, k, tokens.where, w, num_heads, eps)
+        y = attend(q, k, k, tokens.where, w, num_heads, eps)
     else:
         gamma = as_parameter(caller, "gamma", gamma, k, positive=True)
         lowest = global_min_pool(k, axis=-2, keepdims=True, where=visible)
         v = hide(k - lowest, visible) + jnp.asarray(1e-6, k.dtype)
         scale = power_of_two_scale(v, (-2,), gamma)
         v = safe_power(v / scale, gamma)
-        y = _attend(q, k, v, tokens.where, w, num_heads, eps)
+        y = attend(q, k, v, tokens.where, w, num_heads, eps)
         y = safe_power(y, 1 / gamma) * scale
     return tokens.finish(y[..., 0, :])
 
 
-class _Tokens(NamedTuple):
-    """Tokens `[B..., L, C]` without what a mask `[B..., L]` hides, and their origin."""
-
-    x: jax.Array  # in the dtype to compute in
-    where: jax.Array | None
-    sizes: tuple[Any, ...]  # of the axes that L is made of
-    order: tuple[int, ...]  # of the given axes, as batch, L, C
-    dtype: Any
-
-    @property
-    def visible(self) -> jax.Array | None:
-        """The mask, with an axis for channels."""
-        return None if self.where is None else self.where[..., None]
-
-    def finish(self, y: jax.Array) -> jax.Array:
-        """Returns a result `[B..., (Q,) F]`, as 0 where no token takes part."""
-        if self.where is not None:
-            some = jnp.any(self.where, -1)
-            y = hide(y, some.reshape(some.shape + (1,) * (y.ndim - some.ndim)))
-        return y.astype(self.dtype)
-
-    def finish_map(self, y: jax.Array) -> jax.Array:
-        """Returns a result `[B..., L, F]` in the given layout, with 0 for no tokens."""
-        y = hide(y, self.visible).astype(self.dtype)
-        y = y.reshape(*y.shape[:-2], *self.sizes, y.shape[-1])
-        return y.transpose(np.argsort(self.order))
-
-
-def _read(
-    caller: str,
-    x: ArrayLike,
-    params: Mapping[str, ArrayLike],
-    where: ArrayLike | None,
-    axis: Ints,
-    num_heads: int,
-    names: Sequence[str],
-    needs: Sequence[str],
-) -> tuple[_Tokens, dict[str, jax.Array]]:
-    """Returns the tokens and the learned arrays, looked at and wide enough."""
-    x = as_array(caller, x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise fail(caller, "x", "must be floating", x.dtype, TypeError)
-    axes = tuple(sorted(resolve_axes(caller, axis, x.ndim)))
-    rest = [a for a in range(-x.ndim, 0) if a not in axes]
-    if not rest:
-        raise fail(caller, "axis", "must leave an axis for the channels", axis)
-    order = tuple(a + x.ndim for a in (*rest[:-1], *axes, rest[-1]))
-    shape, dtype = x.shape, x.dtype
-    x, sizes = x.transpose(order), tuple(shape[a] for a in axes)
-    if 0 in sizes:
-        raise fail(caller, "x", "must have tokens", f"the shape {shape}")
-    batch = x.shape[: len(rest) - 1]
-    x = x.reshape(*batch, math.prod(sizes), x.shape[-1])
-    if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != jnp.bool_:
-            raise fail(caller, "where", "must be boolean", where.dtype, TypeError)
-        full = shape[: rest[-1]] + shape[len(shape) + rest[-1] + 1 :]
-        mask = (1,) * (len(full) - where.ndim) + where.shape
-        if len(mask) != len(full) or any(
-            m not in (1, n) for m, n in zip(mask, full, strict=True)
-        ):
-            rule = f"must broadcast to `x` without channels, whose shape is {full}"
-            raise fail(caller, "where", rule, where.shape)
-        where = jnp.expand_dims(where.reshape(mask), rest[-1]).transpose(order)[..., 0]
-        lead = where.shape[: len(batch)]
-        where = jnp.broadcast_to(where, (*lead, *sizes)).reshape(*lead, x.shape[-2])
-        x = hide(x, where[..., None])
-    w = _weights(caller, params, x.shape[-1], num_heads, names, needs)
-    wide = np.result_type(*(accumulation_dtype(a.dtype) for a in (x, *w.values())))
-    w = {name: a.astype(wide) for name, a in w.items()}
-    return _Tokens(x.astype(wide), where, sizes, order, dtype), w
-
-
-def _weights(
-    caller: str,
-    params: Mapping[str, ArrayLike],
-    channels: int,
-    num_heads: int,
-    names: Sequence[str],
-    needs: Sequence[str],
-) -> dict[str, jax.Array]:
-    """Returns the arrays in `params`, of known names and with shapes that fit."""
-    if not isinstance(params, Mapping):
-        rule = "must be a mapping of arrays by name"
-        raise fail(caller, "params", rule, type(params), TypeError)
-    for name in needs:
-        if name not in params:
-            raise fail(caller, "params", f"must have `{name}`", sorted(params))
-    given = {n: as_array(caller, a, _entry(n)) for n, a in params.items()}
-    for name, array in given.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            rule = "must be floating"
-            raise fail(caller, _entry(name), rule, array.dtype, TypeError)
-    for fused in ("qkv", "kv"):
-        for part in ("kernel", "bias") if set(fused) <= set(names) else ():
-            array = given.pop(f"{fused}_{part}", None)
-            if array is None:
-                continue
-            if array.ndim == 0 or array.shape[-1] % len(fused):
-                rule = f"must have a last axis of {len(fused)} equal parts"
-                raise fail(caller, _entry(f"{fused}_{part}"), rule, array.shape)
-            parts = jnp.split(array, len(fused), -1)
-            given |= {f"{n}_{part}": a for n, a in zip(fused, parts, strict=True)}
-    known = [n for n in _SHAPES if {n, n.rpartition("_")[0]} & set(names)]
-    if unknown := sorted(set(given) - set(known)):
-        rule = f"must have no other names than {', '.join(known)}"
-        raise fail(caller, "params", rule, unknown)
-    embed = [given[f"{n}_kernel"].shape[-1:] for n in "qkv" if f"{n}_kernel" in given]
-    (features,) = embed[0] if embed else (channels,)
-    if features % as_int(caller, "num_heads", num_heads, 1):
-        rule = f"must divide the {features} channels of the keys"
-        raise fail(caller, "num_heads", rule, num_heads)
-    sizes = {"c": channels, "d": features, "h": features // num_heads}
-    sizes |= {} if "query" in names else {"e": channels}
-    for name in known:
-        if name in given:
-            shape = given[name].shape
-            options = [s for s in _SHAPES[name].split("|") if len(s) == len(shape)]
-            for letter, n in zip(options[0] if options else "", shape, strict=False):
-                sizes.setdefault(letter, n)
-            if shape not in [tuple(sizes[a] for a in letters) for letters in options]:
-                wanted = [str(sizes.get(a, a.upper())) for a in _SHAPES[name][-2:]]
-                rule = f"must have the shape ({', '.join(wanted)})"
-                raise fail(caller, _entry(name), rule, shape)
-        elif name.endswith("kernel"):
-            a, b = (sizes.get(letter) for letter in _SHAPES[name])
-            if None not in (a, b) and a != b:
-                rule = f"must have `{name}`, to make {b} channels of {a}"
-                raise fail(caller, "params", rule, sorted(params))
-    return given
-
-
-def _entry(name: str) -> str:
-    return f'params["{name}"]'
-
-
-def _by_queries(
-    tokens: _Tokens,
-    w: Mapping[str, jax.Array],
-    num_heads: int,
-    eps: float = 0.0,
-    approximate: bool = False,
-) -> jax.Array:
-    """What learned queries find, `[B..., Q, F]`, or `[B..., F]` for one alone."""
-    query = w["query"]
-    q = query.reshape(-1, query.shape[-1])
-    y = _attend(q, tokens.x, tokens.x, tokens.where, w, num_heads, eps)
-    y = _affine(y, w, "out")
-    if "mlp_in_kernel" in w:
-        hidden = _affine(_layer_norm(y, w, "norm", eps), w, "mlp_in")
-        y = y + _affine(jax.nn.gelu(hidden, approximate=approximate), w, "mlp_out")
-    return y[..., 0, :] if query.ndim == 1 else y
-
-
-def _with_first(tokens: _Tokens, w: Mapping[str, jax.Array]) -> _Tokens:
+def _with_first(tokens: Tokens, w: Mapping[str, jax.Array]) -> Tokens:
     """The tokens with the class token in front, or else with their mean."""
     x, where = tokens.x, tokens.where
     if "cls_token" in w:
-        first = jnp.zeros_like(x[..., :1, :]) + _like(w["cls_token"], x)
+        first = jnp.zeros_like(x[..., :1, :]) + like(w["cls_token"], x)
     else:
         first = global_avg_pool(x, axis=-2, keepdims=True, where=tokens.visible)
     if where is not None:
         where = jnp.concatenate([jnp.ones_like(where[..., :1]), where], -1)
     return tokens._replace(x=jnp.concatenate([first, x], -2), where=where)
-
-
-def _by_first(
-    caller: str,
-    tokens: _Tokens,
-    z: _Tokens,
-    w: Mapping[str, jax.Array],
-    num_heads: int,
-    pool_type: str,
-    angles: np.ndarray | None = None,
-) -> jax.Array:
-    """What the first of the tokens `z` finds, or all but the first do."""
-    _choice(caller, "pool_type", pool_type, ("token", ""))
-    q = z.x[..., :1, :] if pool_type else z.x
-    y = _attend(q, z.x, z.x, z.where, w, num_heads, angles=angles)
-    y = _affine(y, w, "out")
-    return (
-        tokens.finish(y[..., 0, :]) if pool_type else tokens.finish_map(y[..., 1:, :])
-    )
-
-
-def _attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    where: jax.Array | None,
-    w: Mapping[str, jax.Array],
-    num_heads: int,
-    eps: float = 0.0,
-    angles: np.ndarray | None = None,
-) -> jax.Array:
-    """Projects q `[..., Q, E]`, k and v `[..., L, C]`; attends: `[..., Q, D]`."""
-
-    def heads(x, name):
-        x = _affine(x, w, name)
-        x = x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
-        return _layer_norm(x, w, f"{name}_norm", eps)
-
-    q, k, v = heads(q, "q"), heads(k, "k"), heads(v, "v")
-    if angles is not None:
-        q, k = _turn(q, angles), _turn(k, angles)
-    scores = jnp.einsum("...qhd,...khd->...hqk", q * q.shape[-1] ** -0.5, k)
-    visible = None if where is None else where[..., None, None, :]
-    y = jnp.einsum("...hqk,...khd->...qhd", _softmax(scores, visible), v)
-    return y.reshape(*y.shape[:-2], v.shape[-2] * v.shape[-1])
-
-
-def _softmax(scores: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The softmax of the True scores, and 0 for all others, all of them too."""
-    largest = jnp.max(scores, -1, keepdims=True, where=where, initial=-np.inf)
-    largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
-    powers = hide(jnp.exp(hide(scores, where, largest) - largest), where)
-    total = jnp.sum(powers, -1, keepdims=True)
-    return powers / jnp.where(total == 0, 1, total)
-
-
-def _turn(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Turns pairs of neighbouring channels of x `[..., L, heads, d]`, by `[L, d]`."""
-    angles = angles[: x.shape[-3], None, :]  # a first token alone has no other's
-    cos, sin = (_like(jnp.asarray(f(angles), x.dtype), x) for f in (np.cos, np.sin))
-    odd, even = x[..., 1::2], x[..., ::2]
-    return x * cos + jnp.stack([-odd, even], -1).reshape(x.shape) * sin
-
-
-def _affine(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
-    """The projection of this name; x itself if there is none."""
-    if (kernel := w.get(f"{name}_kernel")) is not None:
-        x = jnp.tensordot(x, kernel, 1)
-    if (bias := w.get(f"{name}_bias")) is not None:
-        x = x + _like(bias, x)
-    return x
-
-
-def _layer_norm(
-    x: jax.Array, w: Mapping[str, jax.Array], name: str, eps: float
-) -> jax.Array:
-    """The layer norm of this name, over the last axis; x itself if there is none."""
-    if f"{name}_scale" not in w:
-        return x
-    x = x - jnp.mean(x, -1, keepdims=True)
-    x = x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-    x = x * _like(w[f"{name}_scale"], x)
-    return x + _like(w[f"{name}_bias"], x) if f"{name}_bias" in w else x
-
-
-def _like(array: jax.Array, x: jax.Array) -> jax.Array:
-    """`array` with axes of size 1 in front, to the rank of x."""
-    return array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
-
-
-def _fit(caller: str, w: Mapping[str, jax.Array], rows: int) -> jax.Array:
-    """Returns the positions, of as many rows."""
-    if w["positions"].shape[0] != rows:
-        shape = w["positions"].shape
-        raise fail(caller, _entry("positions"), f"must have {rows} rows", shape)
-    return w["positions"]
-
-
-def _choice(caller: str, argument: str, value: object, options: Sequence[str]) -> None:
-    if value not in options:
-        rule = f"must be one of {', '.join(map(repr, options))}"
-        raise fail(caller, argument, rule, value)
-
-
-def _eps(caller: str, eps: float) -> float:
-    if not 0 < eps < math.inf:
-        raise fail(caller, "eps", "must be finite and greater than 0", eps)
-    return eps
-
-
-def _map_axes(
-    caller: str, argument: str, value: Any, axis: Ints | None
-) -> tuple[tuple[int, ...], Ints]:
-    """Returns a map's sizes, and the axes that they speak of."""
-    sizes = _map_sizes(caller, argument, value)
-    if axis is None:
-        return sizes, tuple(range(-1 - len(sizes), -1))
-    if len(axis if isinstance(axis, Sequence) else (axis,)) != len(sizes):
-        rule = f"must have {len(sizes)} entries, as `{argument}` has"
-        raise fail(caller, "axis", rule, axis)
-    return sizes, axis
-
-
-def _map_sizes(caller: str, argument: str, value: Any) -> tuple[int, ...]:
-    if not is_sequence(value) or not len(value):
-        rule = "must be a sequence with one int for each axis of the map"
-        raise fail(caller, argument, rule, value)
-    return as_ints(caller, argument, value, len(value), 1)
-
-
-def _sizes(
-    caller: str,
-    features: int,
-    num_heads: int,
-    embed_features: int | None = None,
-    out_features: int | None = None,
-) -> dict[str, Any]:
-    """The size of each letter of `_SHAPES`, as a module's arguments say."""
-    features = as_int(caller, "features", features, 1)
-    embed = _size(caller, "embed_features", embed_features, features)
-    if embed % as_int(caller, "num_heads", num_heads, 1):
-        rule = f"must divide the {embed} channels of the keys"
-        raise fail(caller, "num_heads", rule, num_heads)
-    out = features
-    if out_features is not None:
-        out = as_int(caller, "out_features", out_features, 0) or None
-    head = embed // num_heads
-    return {"c": features, "d": embed, "e": features, "f": out, "h": head}
-
-
-def _size(caller: str, argument: str, value: int | None, default: Any = None) -> Any:
-    return default if value is None else as_int(caller, argument, value, 1)
-
-
-def _sized(inits: Mapping[str, Initializer], sizes: Mapping[str, Any]):
-    """The shape and the initialiser of each array."""
-    weights = {}
-    for name, initializer in inits.items():
-        shapes = [[sizes[a] for a in letters] for letters in _SHAPES[name].split("|")]
-        weights[name] = (
-            next(tuple(s) for s in shapes[::-1] if None not in s),
-            initializer,
-        )
-    return weights
-
-
-def _fuse(weights: dict[str, Weight]) -> dict[str, Weight]:
-    """The same with queries', keys' and values' arrays as one, along the last axis."""
-    fused, rest = {}, {}
-    for name, ((*lead, last), initializer) in weights.items():
-        if name[:2] == "q_":
-            fused[f"qkv_{name[2:]}"] = (*lead, 3 * last), initializer
-        elif name[:2] not in ("k_", "v_"):
-            rest[name] = (*lead, last), initializer
-    return {**fused, **rest}
-
-
-def _dense(
-    names: Sequence[str],
-    kernel: Callable[[int], Initializer],
-    bias: Callable[[int], Initializer],
-    sizes: Mapping[str, Any],
-    use_bias: bool = True,
-) -> dict[str, Initializer]:
-    """The initialisers of projections, given those for n features to act on."""
-    inits = {}
-    for name in names:
-        n, to = (sizes[letter] for letter in _SHAPES[f"{name}_kernel"])
-        if to is not None:
-            inits[f"{name}_kernel"] = kernel(n)
-            if use_bias:
-                inits[f"{name}_bias"] = bias(n)
-    return inits
-
-
-def _norm(name: str) -> dict[str, Initializer]:
-    return {f"{name}_scale": initializers.ones, f"{name}_bias": initializers.zeros}
-
-
-def _uniform(bound: float) -> Initializer:
-    def initializer(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return initializer
-
-
-def _linear(n: int) -> Initializer:
-    return _uniform(n**-0.5)
-
-
-def _normal(n: int) -> Initializer:
-    return initializers.normal(n**-0.5)
-
-
-def _glorot(n: int) -> Initializer:
-    return initializers.xavier_uniform()
-
-
-def _zeros(n: int) -> Initializer:
-    return initializers.zeros

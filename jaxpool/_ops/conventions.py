@@ -101,7 +101,8 @@ def convert_indices(
     for a, size in zip(axes, sizes, strict=True):
         shape[a] = size
     counted = _counted(target, axes, indices.ndim)
-    largest = math.prod(shape[a] for a in counted) - 1
+    known = (shape[a] for a in counted if isinstance(shape[a], int))
+    largest = math.prod(known) - 1
     if largest > jnp.iinfo(wanted).max:
         raise fail(caller, "dtype", f"must hold indices up to {largest}", wanted)
     rest = indices.astype(dtypes.canonicalize_dtype(np.int64))
