@@ -24,7 +24,8 @@ LAYERS = [
     ["_core/lowering"],
     ["_core/taps"],
     ["_core/linear", "_core/indices"],
-    ["_core/engine", "_core/arguments", "_core/regions"],
+    ["_core/engine", "_core/arguments", "_core/weights"],
+    ["_core/attention", "_core/regions"],
     ["_ops/average", "_ops/extremum"],  # which other families build on
     ["_ops/"],
     ["_ops"],

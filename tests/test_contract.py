@@ -30,19 +30,42 @@ HELPERS = {
 F32 = dict(rtol=2e-6, atol=2e-6)
 
 
-def asked(cases, ids):
-    """Parametrises a question with the cases for which it makes sense."""
+def representatives():
+    """The ops that slow questions are asked of without `--full`.
+
+    Those whose derivative rules the others are built on, and one of each family.
+    """
+    first = {op.family: op.name for op in reversed(OPS.values())}
+    own = {op.name for op in OPS.values() if op.family in ("average", "extremum")}
+    return own | set(first.values())
+
+
+def asked(cases, at_least=None):
+    """Parametrises a question with the cases for which it makes sense.
+
+    With `at_least`, all cases but these and those of representatives are for `--full`.
+    """
+    common = representatives()
 
     def mark(test):
         question = test.__name__.removeprefix("test_")
-        sensible = [c for c in cases if (c.op.name, question) not in EXCEPT]
-        return pytest.mark.parametrize("case", sensible, ids=ids)(test)
+        rows = []
+        for case in cases:
+            late = at_least is not None and case.op.name not in common
+            late = late and not any(case is other for other in at_least)
+            if (case.op.name, question) not in EXCEPT:
+                marks = [pytest.mark.full] if late else []
+                rows.append(pytest.param(case, id=str(case), marks=marks))
+        return pytest.mark.parametrize("case", rows)(test)
 
     return mark
 
 
-every_case = asked(CASES, str)
-every_op = asked(typical(), lambda c: c.op.name)
+quickly = pytest.mark.usefixtures("quick_compilation")
+every_case = asked(CASES)
+every_gradient = asked(CASES, at_least=typical())
+every_op = asked(typical())
+slowly = asked(typical(), at_least=[])
 
 
 def agree(actual, expected, **tolerance):
@@ -68,12 +91,14 @@ def test_every_op_has_an_oracle_and_a_case():
 
 
 @every_case
+@quickly
 def test_equals_the_oracle(case):
     x = case.input()
-    agree(case.function()(x), case.expected(x), **F32)
+    agree(jax.jit(case.function())(x), case.expected(x), **F32)
 
 
 @every_op
+@quickly
 def test_is_what_its_row_says(case):
     f = case.differentiable
     x, z = case.input(), case.input(seed=1)
@@ -84,6 +109,7 @@ def test_is_what_its_row_says(case):
 
 
 @every_op
+@quickly
 def test_any_layout(case):
     x = case.input()
     if case.op.kind == "global":
@@ -98,6 +124,7 @@ def test_any_layout(case):
 
 @every_op
 @pytest.mark.parametrize("batch", [(), (0,), (2, 1, 3)], ids=str)
+@quickly
 def test_any_number_of_batch_axes(case, batch):
     x = case.input(batch=batch)
     axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
@@ -108,6 +135,7 @@ def test_any_number_of_batch_axes(case, batch):
 
 
 @every_op
+@quickly
 def test_no_channels(case):
     y = jax.tree.leaves(case.function()(case.input(channels=0)))[0]
     assert y.size == 0
@@ -124,6 +152,7 @@ def test_jit_and_vmap_change_nothing(case):
 
 
 @every_op
+@quickly
 def test_second_call_compiles_nothing(case, compilations):
     channels = 5 + sorted(OPS).index(case.op.name)  # a shape that no other op has met
     f, x = case.function(), jnp.asarray(case.input(batch=(3,), channels=channels))
@@ -135,14 +164,17 @@ def test_second_call_compiles_nothing(case, compilations):
     assert not second
 
 
-@every_case
+@every_gradient
+@quickly
 def test_gradient_of_every_case(case, x64):
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
     f = jax.jit(case.differentiable)
-    check_grads(f, (x,), order=1, eps=1e-4, rtol=1e-4, atol=1e-4)
+    close = {"eps": 1e-4, "rtol": 1e-4, "atol": 1e-4}
+    check_grads(f, (x,), order=1, modes=("rev",), **close)
 
 
-@every_op
+@slowly
+@quickly
 def test_higher_derivatives(case, x64):
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
     f = jax.jit(case.differentiable)
@@ -150,7 +182,8 @@ def test_higher_derivatives(case, x64):
     check_grads(f, (x,), order=order, eps=1e-4, rtol=1e-3, atol=1e-3)
 
 
-@every_op
+@slowly
+@quickly
 def test_every_way_to_differentiate_agrees(case, x64):
     f = case.differentiable
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
@@ -244,10 +277,11 @@ def test_ties(case):
         assert np.isfinite(g).all()
 
 
-every_masked_op = asked([c for c in typical() if c.op.takes_where], lambda c: c.op.name)
+every_masked_op = asked([c for c in typical() if c.op.takes_where])
 
 
 @every_masked_op
+@quickly
 def test_mask(case):
     x = case.input()
     some = np.random.default_rng(1).random(x.shape) > 0.6
@@ -284,7 +318,8 @@ def differentiated(case, f, gradient):
     return (f,) if case.op.integer else (f, gradient)
 
 
-@every_op
+@slowly
+@quickly
 def test_sharded_over_the_batch(case):
     x = jnp.asarray(case.input(batch=(4,)))
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -299,7 +334,8 @@ def test_sharded_over_the_batch(case):
     assert len(jax.tree.leaves(result)[0].sharding.device_set) == 2
 
 
-@every_op
+@slowly
+@quickly
 def test_shard_map_and_explicit_sharding(case):
     axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
     f, x = case.function(**axis), jnp.asarray(case.input(batch=(4,)))
@@ -320,7 +356,8 @@ def test_shard_map_and_explicit_sharding(case):
         assert jax.tree.leaves(y)[0].sharding.spec[0] == "rows"
 
 
-@every_op
+@slowly
+@quickly
 def test_export_with_symbolic_batch(case):
     x = case.input()
     sizes = ", ".join(map(str, x.shape[1:]))
@@ -333,7 +370,8 @@ def test_export_with_symbolic_batch(case):
         agree(again.call(x), f(x), **F32)
 
 
-@every_op
+@slowly
+@quickly
 def test_strict_modes(case):
     f, x = case.function(), case.input()
     gradient = jax.grad(lambda x: case.differentiable(x).sum())

@@ -108,6 +108,7 @@ def test_nnx_module_survives_its_framework(case):
     expected = module(x, **named)
     # What it learns is an argument of the compiled program, not a constant of it.
     learned = {name: getattr(module, name)[...] for name in case.op.learned}
+    learned |= {"params": weights(case)} if case.op.weights else {}
     compiled = nnx.jit(lambda m, x: m(x, **named))(module, x)
     equal(compiled, jax.jit(lambda x, p: case.function(**p)(x))(x, learned))
     equal(nnx.merge(*nnx.split(module))(x, **named), expected)
