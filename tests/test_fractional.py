@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from families.fractional import boundaries
+from families.fractional import ORACLES, boundaries
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxpool
@@ -271,13 +271,14 @@ def test_gradient_of_equals_and_nan_goes_to_the_first(overlapping):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (2, 12, 11, 2)).astype(np.float32)
     x = np.where(rng.random(x.shape) < 0.1, np.nan, x)
-    pool = functools.partial(
-        jaxpool.fractional_max_pool_with_argmax,
+    arguments = dict(
         output_shape=(5, 4),
         overlapping=overlapping,
         samples=rng.random((2, 2, 2), np.float32),
     )
+    pool = functools.partial(jaxpool.fractional_max_pool_with_argmax, **arguments)
     y, pullback, indices = jax.vjp(pool, x, has_aux=True)
+    equal(indices, ORACLES["fractional_max_pool_with_argmax"](x, **arguments)[1])
     assert np.isnan(y).any()
     assert not np.isnan(y).all()
     cotangent = rng.integers(1, 9, y.shape).astype(np.float32)

@@ -67,7 +67,7 @@ def agree(module, f, shape, seed):
         {},
         {"qkv_separate": True, "out_features": 5},
         {"pool_type": "", "class_token": True},
-        {"out_features": 0, "qkv_bias": False},
+        {"out_features": 0},
     ],
     ids=str,
 )
