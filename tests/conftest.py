@@ -42,9 +42,10 @@ def x64():
 
 
 @pytest.fixture
-def quick_compilation():
-    """Less optimisation by XLA, for what does not depend on it: a third of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def quick_compilation(request):
+    """Less optimisation by XLA, in a third less of time; all of it with `--full`."""
+    quick = not request.config.getoption("full")
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

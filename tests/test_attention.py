@@ -9,6 +9,8 @@ from flax import linen as nn
 
 import jaxpool as jp
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 POOLS = [case for case in typical() if case.op.family == "attention"]
 every_pool = pytest.mark.parametrize("case", POOLS, ids=lambda c: c.op.name)
 CLOSE = dict(rtol=5e-6, atol=5e-6)

@@ -23,6 +23,8 @@ from jax import lax
 import jaxpool
 from jaxpool.compat import flax as compat
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # The models' convolutions add up float32 in another order from one trace to the next;
 # gradients here are sums of hundreds of numbers around 1.
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)

@@ -17,6 +17,8 @@ from oracle import bins, element_mean, line, maximum, over_windows
 
 from jaxpool.compat import keras as compat
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # Sums of at most 27 float32 numbers around 1, in another order.

@@ -15,6 +15,8 @@ import pytest
 import jaxpool
 import jaxpool.compat.torch as ours
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
 

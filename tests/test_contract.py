@@ -1,6 +1,7 @@
 """Every op goes through the same questions; `contract.py` says how to call it."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from jax.test_util import check_grads
 
 import jaxpool
 from jaxpool._core.op import OPS
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # What is public without being an op.
 HELPERS = {
@@ -31,41 +34,44 @@ F32 = dict(rtol=2e-6, atol=2e-6)
 
 
 def representatives():
-    """The ops that slow questions are asked of without `--full`.
+    """The first op of each family that brings derivatives of its own.
 
-    Those whose derivative rules the others are built on, and one of each family.
+    Slow questions are asked of these; of all others with `--full`.
     """
+    composed = ("blend", "masked", "power")
     first = {op.family: op.name for op in reversed(OPS.values())}
-    own = {op.name for op in OPS.values() if op.family in ("average", "extremum")}
-    return own | set(first.values())
+    return {name for family, name in first.items() if family not in composed}
 
 
-def asked(cases, at_least=None):
+def asked(cases, always=lambda case, value: True, **values):
     """Parametrises a question with the cases for which it makes sense.
 
-    With `at_least`, all cases but these and those of representatives are for `--full`.
+    `values` are those of one further argument. What is not `always` asked, of ops that
+    are not representatives, is left for `--full`.
     """
     common = representatives()
+    ((name, each),) = values.items() or [("_", [None])]
 
     def mark(test):
         question = test.__name__.removeprefix("test_")
         rows = []
-        for case in cases:
-            late = at_least is not None and case.op.name not in common
-            late = late and not any(case is other for other in at_least)
+        for case, value in itertools.product(cases, each):
+            late = case.op.name not in common and not always(case, value)
             if (case.op.name, question) not in EXCEPT:
+                row = [case, value] if values else [case]
+                name_of = str(case) if value is None else f"{case}-{value}"
                 marks = [pytest.mark.full] if late else []
-                rows.append(pytest.param(case, id=str(case), marks=marks))
-        return pytest.mark.parametrize("case", rows)(test)
+                rows.append(pytest.param(*row, id=name_of, marks=marks))
+        return pytest.mark.parametrize(("case", name) if values else "case", rows)(test)
 
     return mark
 
 
-quickly = pytest.mark.usefixtures("quick_compilation")
+TYPICAL = typical()
 every_case = asked(CASES)
-every_gradient = asked(CASES, at_least=typical())
-every_op = asked(typical())
-slowly = asked(typical(), at_least=[])
+every_gradient = asked(CASES, lambda case, _: any(case is c for c in TYPICAL))
+every_op = asked(TYPICAL)
+slowly = asked(TYPICAL, lambda case, _: False)
 
 
 def agree(actual, expected, **tolerance):
@@ -91,14 +97,12 @@ def test_every_op_has_an_oracle_and_a_case():
 
 
 @every_case
-@quickly
 def test_equals_the_oracle(case):
     x = case.input()
     agree(jax.jit(case.function())(x), case.expected(x), **F32)
 
 
 @every_op
-@quickly
 def test_is_what_its_row_says(case):
     f = case.differentiable
     x, z = case.input(), case.input(seed=1)
@@ -109,7 +113,6 @@ def test_is_what_its_row_says(case):
 
 
 @every_op
-@quickly
 def test_any_layout(case):
     x = case.input()
     if case.op.kind == "global":
@@ -122,9 +125,7 @@ def test_any_layout(case):
     agree(moved, expected, **F32)
 
 
-@every_op
-@pytest.mark.parametrize("batch", [(), (0,), (2, 1, 3)], ids=str)
-@quickly
+@asked(TYPICAL, lambda _, batch: len(batch) == 3, batch=[(), (0,), (2, 1, 3)])
 def test_any_number_of_batch_axes(case, batch):
     x = case.input(batch=batch)
     axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
@@ -135,7 +136,6 @@ def test_any_number_of_batch_axes(case, batch):
 
 
 @every_op
-@quickly
 def test_no_channels(case):
     y = jax.tree.leaves(case.function()(case.input(channels=0)))[0]
     assert y.size == 0
@@ -151,8 +151,7 @@ def test_jit_and_vmap_change_nothing(case):
     agree(jax.vmap(f, 1)(stacked), expected, **F32)
 
 
-@every_op
-@quickly
+@slowly
 def test_second_call_compiles_nothing(case, compilations):
     channels = 5 + sorted(OPS).index(case.op.name)  # a shape that no other op has met
     f, x = case.function(), jnp.asarray(case.input(batch=(3,), channels=channels))
@@ -165,7 +164,6 @@ def test_second_call_compiles_nothing(case, compilations):
 
 
 @every_gradient
-@quickly
 def test_gradient_of_every_case(case, x64):
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
     f = jax.jit(case.differentiable)
@@ -174,7 +172,6 @@ def test_gradient_of_every_case(case, x64):
 
 
 @slowly
-@quickly
 def test_higher_derivatives(case, x64):
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
     f = jax.jit(case.differentiable)
@@ -183,7 +180,6 @@ def test_higher_derivatives(case, x64):
 
 
 @slowly
-@quickly
 def test_every_way_to_differentiate_agrees(case, x64):
     f = case.differentiable
     x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
@@ -219,8 +215,7 @@ def test_every_way_to_differentiate_agrees(case, x64):
         agree(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@every_op
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@asked(TYPICAL, lambda _, dtype: dtype == "bfloat16", dtype=["bfloat16", "float16"])
 def test_half_precision_rounds_once(case, dtype):
     x = jnp.asarray(case.input()).astype(dtype)
     y = jax.tree.leaves(case.function()(x))[0]
@@ -234,7 +229,7 @@ def test_half_precision_rounds_once(case, dtype):
     agree(g, np.asarray(wide, np.float64), rtol=eps, atol=eps / 64)
 
 
-@every_op
+@slowly
 def test_double_precision_stays(case, x64):
     x = jnp.asarray(case.input(dtype=np.float64))
     y = case.function()(x)
@@ -242,8 +237,11 @@ def test_double_precision_stays(case, x64):
     agree(y, case.expected(x), rtol=1e-13, atol=1e-13)
 
 
-@every_op
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
+@asked(
+    TYPICAL,
+    lambda _, dtype: dtype in ("int8", "bool"),
+    dtype=["int8", "uint8", "int32", "bool"],
+)
 def test_integers(case, dtype):
     x = case.input() * 20
     x = (x > 0) if dtype == "bool" else np.abs(x).round().astype(dtype)
@@ -277,11 +275,10 @@ def test_ties(case):
         assert np.isfinite(g).all()
 
 
-every_masked_op = asked([c for c in typical() if c.op.takes_where])
+every_masked_op = asked([c for c in TYPICAL if c.op.takes_where])
 
 
 @every_masked_op
-@quickly
 def test_mask(case):
     x = case.input()
     some = np.random.default_rng(1).random(x.shape) > 0.6
@@ -319,7 +316,6 @@ def differentiated(case, f, gradient):
 
 
 @slowly
-@quickly
 def test_sharded_over_the_batch(case):
     x = jnp.asarray(case.input(batch=(4,)))
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -335,7 +331,6 @@ def test_sharded_over_the_batch(case):
 
 
 @slowly
-@quickly
 def test_shard_map_and_explicit_sharding(case):
     axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
     f, x = case.function(**axis), jnp.asarray(case.input(batch=(4,)))
@@ -357,7 +352,6 @@ def test_shard_map_and_explicit_sharding(case):
 
 
 @slowly
-@quickly
 def test_export_with_symbolic_batch(case):
     x = case.input()
     sizes = ", ".join(map(str, x.shape[1:]))
@@ -371,7 +365,6 @@ def test_export_with_symbolic_batch(case):
 
 
 @slowly
-@quickly
 def test_strict_modes(case):
     f, x = case.function(), case.input()
     gradient = jax.grad(lambda x: case.differentiable(x).sum())

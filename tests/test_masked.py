@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 F32 = dict(rtol=2e-6, atol=2e-6)
 close = np.testing.assert_allclose
 equal = np.testing.assert_array_equal

@@ -17,6 +17,8 @@ import jaxpool.linen
 import jaxpool.nnx
 from jaxpool._core.op import OPS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 every_op = pytest.mark.parametrize("case", typical(), ids=lambda c: c.op.name)
 
 

@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 equal = np.testing.assert_array_equal
 SINGLE = {

@@ -11,6 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 F32 = dict(rtol=2e-6, atol=2e-6)
 close = np.testing.assert_allclose
 equal = np.testing.assert_array_equal

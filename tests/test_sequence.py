@@ -8,6 +8,8 @@ from families.sequence import MODES, sequence_pool
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 F32 = dict(rtol=2e-6, atol=2e-6)
 close = np.testing.assert_allclose
 static = ("mode", "num_prefix_tokens", "axis")
