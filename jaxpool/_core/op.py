@@ -67,7 +67,8 @@ class PoolOp:
     @property
     def config(self) -> dict[str, inspect.Parameter]:
         """The function's arguments that a module fixes when it is built."""
-        at_call = {*self.inputs, "where", "key", "deterministic", "params"}
+        at_call = {*self.inputs, "where", "key", "deterministic"}
+        at_call |= {"params"} if self.weights else set()
         parameters = inspect.signature(self.fn).parameters
         return {n: p for n, p in parameters.items() if n not in at_call}
 

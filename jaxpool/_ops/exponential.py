@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -119,7 +120,7 @@ def _log_mean_exp(
     sharpness = as_parameter(caller, "r", r, x, positive=True)
     if any(sharpness.shape[a] != 1 for a in geometry.pooled):
         rule = "must be a scalar or one value a channel: the same along pooled axes"
-        raise fail(caller, "r", rule, jnp.shape(r))
+        raise fail(caller, "r", rule, np.shape(r))
     largest = window_extremum(lax.stop_gradient(x), geometry, True, where)
     # inf - inf is NaN: where the largest is infinite it is the result.
     finite = jnp.isfinite(largest)
