@@ -12,6 +12,8 @@ import pytest
 
 from jaxpool.compat import tf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Sums of at most 27 float32 numbers around 1, in another order.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
 equal = np.testing.assert_array_equal

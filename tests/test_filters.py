@@ -14,6 +14,8 @@ import jaxpool.linen
 import jaxpool.nnx
 from jaxpool._core.engine import MOST_COMPARED, _comparators
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RAMP = np.arange(16.0, dtype=np.float32).reshape(4, 4, 1)
 MIXED = np.array(
     [[0, 0, 1, 2], [0, 0, 3, 0], [-1, 2, 5, -3], [0.5, -4, 1, 1]], np.float32

@@ -12,6 +12,8 @@ import pytest
 import jaxpool
 from jaxpool.compat import tf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {1: (9,), 2: (8, 9), 3: (5, 6, 7)}
 BOXES = [[0, 0, 4, 5], [1.3, 2.1, 9.7, 8.2], [-2, 3, 30, 7], [5, 5, 5.4, 5.2]]
 

@@ -11,7 +11,7 @@ import parity_sweep
 
 TODAY = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d")
 SEED = int(os.environ.get("JAXPOOL_PARITY_SEED", TODAY))
-CONFIGS = int(os.environ.get("JAXPOOL_PARITY_CONFIGS", "320"))
+CONFIGS = int(os.environ.get("JAXPOOL_PARITY_CONFIGS", "200"))
 PARTS = 4
 
 

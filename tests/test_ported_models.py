@@ -14,6 +14,8 @@ from flax import nnx
 import jaxpool as jp
 import jaxpool.nnx as jpn
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch = pytest.importorskip("torch")
 tnn, F = torch.nn, torch.nn.functional
 
