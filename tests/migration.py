@@ -433,7 +433,8 @@ INTRODUCTION = """\
 
 One line of jaxpool for every pooling class and function of eight frameworks. The page
 is made by `python tests/migration.py --write`, and `tests/test_migration.py` evaluates
-both sides of each row on the same numbers.
+both sides of each row on the same numbers, where the other framework is installed;
+`compat.tf` stands for TensorFlow, and of pools that learn it asks for the names alone.
 
 `jp` is jaxpool, `x` an array with two spatial axes, `p` is `(2, 2)`; 1d and 3d classes
 go the same way, with one or three entries. Where a row says `axis=(-2, -1)`, channels
