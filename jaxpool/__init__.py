@@ -28,8 +28,9 @@ alone.
   regions      roi_align  roi_pool  ps_roi_align  ps_roi_pool
                multiscale_roi_align  roi_levels
   attention    attention_pool  clip_attention_pool  rotary_attention_pool
-               map_pool  latent_attention_pool  sim_pool
-  quantized    quantized_max_pool  quantized_avg_pool  quantized_global_avg_pool
+               map_pool  latent_attention_pool  sim_pool  prr_attention_pool
+  quantized    quantized_max_pool  quantized_avg_pool  quantized_global_max_pool
+               quantized_global_avg_pool  quantized_adaptive_max_pool
                quantized_adaptive_avg_pool  quantize  dequantize  QuantParams
   shapes       output_shape  convert_indices
 

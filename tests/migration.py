@@ -290,10 +290,9 @@ TIMM = [
     Row("timm.SimPool2d", "jp.sim_pool", "with `axis=(-2, -1)`, and " + WEIGHTS),
     Row("timm.SimPool1d", "jp.sim_pool", WEIGHTS),
     Row(
-        "timm.AttentionPoolPrr",
-        "jp.attention_pool",
-        "not in jaxpool: attention between all tokens, without weights, and their mean",
-        same=False,
+        "timm.AttentionPoolPrr(3, num_heads=3)(l1)",
+        "jp.prr_attention_pool(l1, {{}}, num_heads=3)",
+        "with norms, arrays by name in `params`",
     ),
 ]
 

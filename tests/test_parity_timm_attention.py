@@ -128,3 +128,19 @@ def test_simpool(gamma, heads):
         return jp.sim_pool(x, params, num_heads=heads, gamma=gamma)
 
     agree(module, pooled, (3, 7, 6), 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pre_norm": True, "pool_type": "avg"}, {"pre_norm": True, "post_norm": True}],
+    ids=str,
+)
+def test_prr(options):
+    module = layers.AttentionPoolPrr(8, num_heads=2, **options)
+    params = weights(module, pre_norm="token_norm", post_norm="norm")
+    pool_type = options.get("pool_type", "token")
+
+    def pooled(x):
+        return jp.prr_attention_pool(x, params, num_heads=2, pool_type=pool_type)
+
+    agree(module, pooled, (3, 7, 8), 0)

@@ -14,10 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array
-from jaxpool._core.numerics import (
-    accumulation_dtype,
-    hide,
-)
+from jaxpool._core.numerics import accumulation_dtype, hide
 from jaxpool._core.weights import SHAPES
 from jaxpool._core.window import (
     Ints,
@@ -161,6 +158,7 @@ def read_weights(
         raise fail(caller, "num_heads", rule, num_heads)
     sizes = {"c": channels, "d": features, "h": features // num_heads}
     sizes |= {} if "query" in names else {"e": channels}
+    sizes |= {} if "out" in names else {"f": features}
     for name in known:
         if name in given:
             shape = given[name].shape
@@ -171,7 +169,8 @@ def read_weights(
                 wanted = [str(sizes.get(a, a.upper())) for a in SHAPES[name][-2:]]
                 rule = f"must have the shape ({', '.join(wanted)})"
                 raise fail(caller, entry(name), rule, shape)
-        elif name.endswith("kernel"):
+    for name in known:  # when all sizes are known
+        if name.endswith("kernel") and name not in given:
             a, b = (sizes.get(letter) for letter in SHAPES[name])
             if None not in (a, b) and a != b:
                 rule = f"must have `{name}`, to make {b} channels of {a}"

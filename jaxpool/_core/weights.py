@@ -10,10 +10,7 @@ import jax
 from jax.nn import initializers
 
 from jaxpool._core.op import Weight
-from jaxpool._core.window import (
-    as_int,
-    fail,
-)
+from jaxpool._core.window import as_int, fail
 
 __all__ = [
     "SHAPES",

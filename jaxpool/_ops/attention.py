@@ -53,11 +53,7 @@ from jaxpool._core.attention import (
     read_tokens,
 )
 from jaxpool._core.geometry import static_size
-from jaxpool._core.numerics import (
-    hide,
-    power_of_two_scale,
-    safe_power,
-)
+from jaxpool._core.numerics import hide, power_of_two_scale, safe_power
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import (
     fan_in_uniform,
@@ -72,10 +68,7 @@ from jaxpool._core.weights import (
     xavier_uniform,
     zeros,
 )
-from jaxpool._core.window import (
-    Ints,
-    fail,
-)
+from jaxpool._core.window import Ints, fail
 from jaxpool._ops.average import global_avg_pool
 from jaxpool._ops.extremum import global_min_pool
 
@@ -84,6 +77,7 @@ __all__ = [
     "clip_attention_pool",
     "latent_attention_pool",
     "map_pool",
+    "prr_attention_pool",
     "rotary_attention_pool",
     "sim_pool",
 ]
@@ -654,6 +648,96 @@ def sim_pool(
         y = attend(q, k, v, tokens.where, w, num_heads, eps)
         y = safe_power(y, 1 / gamma) * scale
     return tokens.finish(y[..., 0, :])
+
+
+def _prr_weights(
+    features: int,
+    *,
+    num_heads: int = 8,
+    pre_norm: bool = False,
+    post_norm: bool = False,
+) -> dict[str, Weight]:
+    """Layer norms start at 1 and 0; without any, nothing is learned.
+
+    Args:
+      features: channels C of the input and of the result.
+      pre_norm: whether the tokens are normed before they attend.
+      post_norm: whether they are normed afterwards.
+    """
+    sizes = module_sizes("PRRAttentionPool", features, num_heads)
+    return sized(
+        {
+            **(layer_norm_weights("token_norm") if pre_norm else {}),
+            **(layer_norm_weights("norm") if post_norm else {}),
+        },
+        sizes,
+    )
+
+
+@pool_op("attention", "other", weights=_prr_weights, camel="PRRAttentionPool")
+def prr_attention_pool(
+    x: ArrayLike,
+    params: Mapping[str, ArrayLike],
+    *,
+    num_heads: int = 8,
+    pool_type: str = "token",
+    eps: float = 1e-5,
+    axis: Ints = -2,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Patch representation refinement: all tokens attend to all, then one is taken.
+
+    .. math:: z = \operatorname{attention}(\operatorname{norm}_1(x),
+        \operatorname{norm}_1(x)), \qquad y = \operatorname{norm}_2(z)_1
+        \quad \text{or} \quad \frac{1}{n} \sum_i \operatorname{norm}_2(z)_i
+
+    with attention as in :func:`attention_pool`, without projections, so that each
+    token has its part in the result and gets a gradient of its own.
+
+    Args:
+      x: `[B..., L, C]`, floating.
+      params: `token_norm_scale`, `token_norm_bias` `[C]` of the first layer norm and
+        `norm_scale`, `norm_bias` `[C]` of the second, each where wanted, or `{}`.
+      num_heads, axis, where: as in :func:`attention_pool`.
+      pool_type: "token" returns the first token (of those that a mask shows), "avg" the
+        mean of all, and "" all of them, in the layout of `x`.
+      eps: what layer norms add to the variance.
+
+    Returns:
+      `[B..., C]`, or the shape of `x` for `pool_type=""`, in the dtype of `x`; 0, with
+      gradient 0, where no token takes part, and at the places of hidden ones.
+
+    Raises:
+      ValueError, TypeError: as in :func:`attention_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[100.0, 0.0], [0.0, 100.0]])
+      >>> prr_attention_pool(x, {}, num_heads=1, pool_type="avg")
+      Array([50., 50.], dtype=float32)
+
+    References:
+      Sina Hajimiri, Farzad Beizaee, Fereshteh Shakeri, Christian Desrosiers, Ismail Ben
+      Ayed, Jose Dolz: Locality-Attending Vision Transformer, 2026.
+      Ross Wightman: PyTorch Image Models (`AttentionPoolPrr`).
+    """
+    caller, names = "prr_attention_pool", ("token_norm", "norm")
+    as_choice(caller, "pool_type", pool_type, ("token", "avg", ""))
+    tokens, w = read_tokens(caller, x, params, where, axis, num_heads, names, ())
+    where, visible = tokens.where, tokens.visible
+    q = z = layer_norm(tokens.x, w, "token_norm", as_eps(caller, eps))
+    if pool_type == "token":
+        q = z[..., :1, :]
+        if where is not None:  # the mean of the first alone
+            first = where & (jnp.cumsum(where, -1) == 1)
+            q = global_avg_pool(z, axis=-2, keepdims=True, where=first[..., None])
+    y = attend(q, z, z, where, {}, num_heads)
+    y = layer_norm(y, w, "norm", eps)
+    if not pool_type:
+        return tokens.finish_map(y)
+    if pool_type == "token":
+        return tokens.finish(y[..., 0, :])
+    return tokens.finish(global_avg_pool(y, axis=-2, where=visible))
 
 
 def _with_first(tokens: Tokens, w: Mapping[str, jax.Array]) -> Tokens:

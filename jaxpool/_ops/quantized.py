@@ -35,8 +35,10 @@ __all__ = [
     "dequantize",
     "quantize",
     "quantized_adaptive_avg_pool",
+    "quantized_adaptive_max_pool",
     "quantized_avg_pool",
     "quantized_global_avg_pool",
+    "quantized_global_max_pool",
     "quantized_max_pool",
 ]
 
@@ -190,6 +192,49 @@ def quantized_max_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     _check_dtype(caller, "x", x)
     return window_extremum(x, geometry, True, where)
+
+
+@pool_op("quantized", "global", monotone=True, integer=True)
+def quantized_global_max_pool(
+    x: ArrayLike,
+    *,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The largest integer of the whole extent, which stands for the largest real.
+
+    .. math:: y = \max_i q_i
+
+    :func:`global_max_pool`, whose arguments and errors it has, for int8 and uint8
+    alone. No derivative.
+    """
+    caller = "quantized_global_max_pool"
+    x, geometry, where = whole(caller, x, where, axis, ordered=True)
+    _check_dtype(caller, "x", x)
+    y = window_extremum(x, geometry, True, where)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("quantized", "adaptive", monotone=True, integer=True)
+def quantized_adaptive_max_pool(
+    x: ArrayLike,
+    output_shape: int | Sequence[int | None] | None,
+    *,
+    axis: Ints | None = None,
+) -> jax.Array:
+    r"""The largest integer of each bin, which stands for the largest real.
+
+    .. math:: y_o = \max_{i \in W(o)} q_i
+
+    :func:`adaptive_max_pool`, whose arguments and errors it has, for int8 and uint8
+    alone. No derivative.
+    """
+    caller = "quantized_adaptive_max_pool"
+    x = as_array(caller, x, ordered=True)
+    geometry = _bins(caller, x, output_shape, axis)
+    _check_dtype(caller, "x", x)
+    return window_extremum(x, geometry, True)
 
 
 @pool_op("quantized", "window", monotone=True, integer=True)
@@ -364,12 +409,16 @@ def quantized_adaptive_avg_pool(
     """
     caller = "quantized_adaptive_avg_pool"
     x = as_array(caller, x, ordered=True)
-    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    pairs = zip(axes, sizes, strict=True)
-    geometry = Geometry(tuple(adaptive_axis(a, x.shape[a], n) for a, n in pairs))
+    geometry = _bins(caller, x, output_shape, axis)
     rule = _PRESETS["torch"]
     windows = _Windows.of(caller, x, geometry, None, None, None, rule, rounding)
     return _saturate(rule.whole(windows.counted(False)), windows.output)
+
+
+def _bins(caller: str, x: jax.Array, output_shape: Any, axis: Ints | None) -> Geometry:
+    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
+    pairs = zip(axes, sizes, strict=True)
+    return Geometry(tuple(adaptive_axis(a, x.shape[a], n) for a, n in pairs))
 
 
 @dataclass(frozen=True)

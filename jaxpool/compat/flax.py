@@ -81,11 +81,11 @@ DIFFERENCES = (
         "windows without elements: -inf or NaN",
         "ValueError",
     ),
-    ("a window larger than the padded input", "an empty array", "ValueError", ""),
-    ("negative padding", "crops the input", "ValueError", ""),
-    ("strides of length 0", "are 1", "ValueError", ""),
+    Difference("a window larger than the padded input", "an empty array", "ValueError"),
+    Difference("negative padding", "crops the input", "ValueError"),
+    Difference("strides of length 0", "are 1", "ValueError"),
 )
-"""Where a model can tell: (what, Flax, jaxpool, thread)."""
+"""Where a model can tell the two apart."""
 
 
 def use() -> Use:
@@ -120,21 +120,21 @@ def avg_pool(
 
 
 def max_pool(inputs, window_shape, strides=None, padding="VALID"):
-    """Runs `jaxpool.avg_pool` with Flax's arguments."""
+    """Runs `jaxpool.max_pool` with Flax's arguments."""
     from jaxpool.compat.flax import _call
 
     return _call("max_pool", inputs, window_shape, strides, padding)
 
 
 def min_pool(inputs, window_shape, strides=None, padding="VALID"):
-    """Runs `jaxpool.avg_pool` with Flax's arguments."""
+    """Runs `jaxpool.min_pool` with Flax's arguments."""
     from jaxpool.compat.flax import _call
 
     return _call("min_pool", inputs, window_shape, strides, padding)
 
 
 def pool(inputs, init, reduce_fn, window_shape, strides, padding):
-    """Runs `jaxpool.avg_pool` with Flax's arguments."""
+    """Runs `jaxpool.pool` with Flax's arguments."""
     from jaxpool.compat.flax import _call
 
     return _call("pool", inputs, init, reduce_fn, window_shape, strides, padding)

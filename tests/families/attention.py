@@ -213,6 +213,22 @@ def sim(x, params, num_heads=1, gamma=None, eps=1e-5, axis=-2, where=None):
     return over_samples(one, x, where, axis)
 
 
+def refined(x, params, num_heads=8, pool_type="token", eps=1e-5, axis=-2, where=None):
+    axes = np.atleast_1d(axis)
+    sizes = [x.shape[a] for a in axes]
+
+    def one(t, m):
+        t = norm(params, "token_norm", t, eps)
+        y = norm(params, "norm", attention({}, t, t, t, m, num_heads), eps)
+        if pool_type == "avg":
+            return y[m].sum(0) / max(m.sum(), 1)
+        if pool_type == "token":
+            return y[np.argmax(m)]
+        return np.where(m[:, None], y, 0).reshape(*sizes, -1)
+
+    return over_samples(one, x, where, axis)
+
+
 ORACLES = {
     "attention_pool": learned_queries,
     "map_pool": map_head,
@@ -220,6 +236,7 @@ ORACLES = {
     "clip_attention_pool": clip,
     "rotary_attention_pool": rotary,
     "sim_pool": sim,
+    "prr_attention_pool": refined,
 }
 
 _MAP = {"features": 4, "num_heads": 2}
@@ -274,12 +291,19 @@ CASES = {
         ((5,), {**_MAP, "gamma": 1.25, "qk_norm": True, "use_bias": True}),
         ((5,), {**_MAP, "num_heads": 1}),
     ],
+    "prr_attention_pool": [
+        ((2, 3), {**_TOKENS, "pre_norm": True, "pool_type": ""}),
+        ((5,), {**_MAP, "post_norm": True}),
+        ((5,), {**_MAP, "pre_norm": True, "post_norm": True, "pool_type": "avg"}),
+    ],
 }
 
 _ONE = {"query": np.ones(3, np.float32)}
 _POINTS = {"positions": np.ones((50, 3), np.float32)}
 _HEADS = {"params": _ONE, "num_heads": 1}
+_REFINED = {"params": {}, "num_heads": 1}
 _KERNEL = np.ones((3, 4), np.float32)
+_MLP = {"mlp_in_kernel": _KERNEL.T, "mlp_out_kernel": _KERNEL}
 WRONG = {
     "attention_pool": [
         ({**_HEADS, "params": {}}, ValueError, "`params` must have `query`"),
@@ -332,6 +356,11 @@ WRONG = {
     ],
     "map_pool": [
         ({**_HEADS}, ValueError, "`params` must have `mlp_in_kernel`"),
+        (
+            {**_HEADS, "params": {**_ONE, **_MLP}},
+            ValueError,
+            "`params` must have `out_kernel`, to make 4 channels of 3",
+        ),
     ],
     "latent_attention_pool": [
         ({**_HEADS, "pool_type": "max"}, ValueError, "`pool_type` must be one of"),
@@ -380,6 +409,16 @@ WRONG = {
     "sim_pool": [
         ({"params": {}, "gamma": -1.0}, ValueError, "`gamma` must be finite and"),
         ({"params": _ONE}, ValueError, "`params` must have no other names than q_k"),
+    ],
+    "prr_attention_pool": [
+        ({"params": {}}, ValueError, "`num_heads` must divide the 3 channels"),
+        ({**_REFINED, "pool_type": "max"}, ValueError, "`pool_type` must be one of"),
+        ({**_REFINED, "eps": 0}, ValueError, "`eps` must be finite and greater than"),
+        (
+            {**_REFINED, "params": {"norm_scale": np.ones(4, np.float32)}},
+            ValueError,
+            '`params["norm_scale"]` must have the shape (3)',
+        ),
     ],
 }
 

@@ -76,6 +76,8 @@ def maximum(e, i, pad):
 
 ORACLES = {
     "quantized_max_pool": maximum,
+    "quantized_global_max_pool": maximum,
+    "quantized_adaptive_max_pool": maximum,
     "quantized_avg_pool": average,
     "quantized_global_avg_pool": whole_average,
     "quantized_adaptive_avg_pool": bin_average,
@@ -113,6 +115,8 @@ _CHOICES = [
 ]
 WRONG = {
     "quantized_max_pool": [(_W, *_FLOATS)],
+    "quantized_global_max_pool": [({}, *_FLOATS)],
+    "quantized_adaptive_max_pool": [(dict(output_shape=(2, 2)), *_FLOATS)],
     "quantized_avg_pool": [
         *(({**_W, **kwargs}, *rest) for kwargs, *rest in _CHOICES),
         (dict(_W, count_include_pad=1), TypeError, "must be True, False or None"),
