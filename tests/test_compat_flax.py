@@ -1,11 +1,13 @@
 """Flax models, with and without `jaxpool.compat.flax.use()`."""
 
 import functools
+import importlib
 import inspect
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -338,22 +340,71 @@ def test_differences():
         assert all(isinstance(entry, str) for entry in row)
 
 
-# Flax's own tests, of a copy of its sources: JAXPOOL_FLAX_TESTS=/path/to/flax.
+# Flax's own tests and example, from the sources of the installed version.
 
 
-@pytest.mark.skipif("JAXPOOL_FLAX_TESTS" not in os.environ, reason="no copy of Flax")
-def test_the_tests_of_flax():
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flax")
+    wanted = ["--no-deps", "--no-binary=flax", f"flax=={flax.__version__}"]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder)]
+    subprocess.run([*pip, *wanted], check=True)
+    (archive,) = folder.glob("flax-*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("tests/linen/linen_test.py", "PoolTest"),
+        ("tests/core/design/core_resnet_test.py", "resnet"),
+        ("examples/imagenet/models_test.py", "resnet"),
+    ],
+)
+def test_the_tests_of_flax(sources, file, chosen):
     code = (
         "import sys, pytest, jaxpool.compat.flax as c; c.use();"
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    file = Path(os.environ["JAXPOOL_FLAX_TESTS"]) / "tests/linen/linen_test.py"
+    arguments = ["-q", "-k", chosen, "-p", "no:cacheprovider", "-c", os.devnull]
     root = Path(jaxpool.__file__).parent.parent
-    arguments = ["-q", "-k", "PoolTest", "-p", "no:cacheprovider", "-c", os.devnull]
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments, str(file)],
+        [sys.executable, "-c", code, *arguments, str(sources / file)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.full
+def test_the_imagenet_example_gives_the_same(sources, monkeypatch):
+    monkeypatch.syspath_prepend(str(sources / "examples/imagenet"))
+    model = importlib.import_module("models").ResNet50(num_classes=10)
+    x = draw(1, 4, 64, 64, 3)
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(0), x[0]
+    )
+
+    def loss(params, statistics, x):
+        state = {"params": params, "batch_stats": statistics}
+        apply = functools.partial(model.apply, mutable=["batch_stats"])
+        # Its batch norm names an axis of devices.
+        in_axes = ({"params": None, "batch_stats": None}, 0)
+        y, updates = jax.vmap(apply, in_axes, axis_name="batch")(state, x)
+        return (y**2).sum(), (y, updates)
+
+    def run():
+        gradients = jax.value_and_grad(loss, (0, 2), has_aux=True)
+        return jax.jit(gradients)(variables["params"], variables["batch_stats"], x)
+
+    theirs = run()
+    with compat.use():
+        assert "reduce_window" not in str(jax.make_jaxpr(run)())
+        ours = run()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        # Sums in another order, carried through 50 layers.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * jnp.abs(b).max())

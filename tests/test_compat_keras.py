@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from oracle import bins, element_mean, line, maximum, over_windows
 
+import jaxpool
 from jaxpool.compat import keras as compat
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -369,3 +371,23 @@ def test_differences(keras):
     for row in compat.DIFFERENCES:
         assert len(row) == 4
         assert all(isinstance(entry, str) for entry in row)
+
+
+def test_the_tests_of_keras(keras):
+    """Keras's own tests of its pools, which its wheel contains."""
+    code = (
+        "import sys, pytest, jaxpool.compat.keras as c; c.use();"
+        "sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    folder = Path(keras.__file__).parent / "src"
+    files = [str(folder / "layers/pooling"), str(folder / "ops/nn_test.py")]
+    arguments = ["-q", "-k", "pool", "-p", "no:cacheprovider", "-c", os.devnull]
+    root = Path(jaxpool.__file__).parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments, *files],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert run.returncode == 0, run.stdout
+    assert "skipped" not in run.stdout.splitlines()[-1]
