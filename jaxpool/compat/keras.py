@@ -107,7 +107,7 @@ DIFFERENCES = (
         "tensorflow#51682",
     ),
 )
-"""Where a program can tell: (what, Keras, jaxpool, thread)."""
+"""Where a program can tell the two apart."""
 
 Ints = int | Sequence[int]
 

@@ -98,7 +98,7 @@ DIFFERENCES = (
         "those of `jax.random`, with the same distribution",
     ),
 )
-"""Where a program can tell: (what, TensorFlow, jaxpool, thread)."""
+"""Where a program can tell the two apart."""
 
 Entries = int | Sequence[int]
 _LAST = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
