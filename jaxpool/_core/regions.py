@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxpool._core.engine import identity
 from jaxpool._core.numerics import divide
 
 __all__ = [
@@ -26,10 +27,9 @@ __all__ = [
     "Samples",
     "bin_sums",
     "bins",
-    "elements",
-    "first_maxima",
     "interpolate",
     "lay",
+    "maxima",
     "samples",
 ]
 
@@ -136,49 +136,63 @@ def bins(
 def interpolate(
     images: jax.Array, boxes: Boxes, rows: Samples, columns: Samples
 ) -> jax.Array:
-    """The weighted sum of each bin's samples, `[K, h, w, C]`."""
+    """The weighted sum of each bin's samples, `[K, h, w, C]`.
 
-    def pair(combine: Callable, a: jax.Array, b: jax.Array) -> jax.Array:
-        return combine(a[:, :, None, :, None], b[:, None, :, None, :])
-
-    inside = pair(jnp.logical_and, rows.inside, columns.inside)
-    weight = pair(jnp.multiply, rows.weight, columns.weight).astype(images.dtype)
-    width = boxes.width[:, None, None]
-    place = pair(jnp.add, rows.place * width, columns.place)
-    inside &= boxes.known.reshape(-1, 1, 1, 1, 1)
-    elements = _read(images, boxes, place, inside)
-    return jnp.sum(elements * weight[..., None], (3, 4))
-
-
-def first_maxima(
-    images: jax.Array, boxes: Boxes, rows: Bins, columns: Bins
-) -> jax.Array:
-    """The position, in its map, of the largest element of each bin: `[K, h, w, C]`.
-
-    The first in row-major order, or the first NaN; -1 for an empty bin. It visits one
-    element of every bin at a time, as often as the largest bin has elements.
+    One row of taps at a time, which keeps nothing of them; a derivative reads again.
     """
-    top, bottom = (a[:, :, None] for a in rows)
-    left, right = (a[:, None, :] for a in columns)
     width = boxes.width[:, None, None]
-    tall, wide = jnp.max(bottom - top, initial=0), jnp.max(right - left, initial=0)
 
-    def visit(step, state):
-        best, found = state
-        row, column = top + step // wide, left + step % wide
-        inside = (row < bottom) & (column < right)
-        place = row * width + column
-        value = _read(images, boxes, place, inside)
-        wins = (found < 0) | (value > best) | ((value != value) & (best == best))
-        wins &= inside[..., None]
-        return jnp.where(wins, value, best), jnp.where(wins, place[..., None], found)
+    def add_row(total, row):
+        place, weight, inside = (a[:, :, None] for a in row)
+        for j in range(columns.place.shape[-1]):
+            column = Samples(*(a[:, None, :, j] for a in columns))
+            known = inside & column.inside & boxes.known[:, None, None]
+            value = _read(images, boxes, place * width + column.place, known)
+            share = (weight * column.weight).astype(images.dtype)
+            total = total + value * share[..., None]
+        return total, None
 
-    # Made of the images, so that devices hold it as they do what replaces it.
-    best = _read(images, boxes, top + left, jnp.zeros_like(top + left, bool))
-    nowhere = (best != best).astype(jnp.int32) - 1
-    return lax.fori_loop(np.int32(0), tall * wide, visit, (best, nowhere))[1]
+    one_by_one = Samples(*(jnp.moveaxis(a, -1, 0) for a in rows))
+    place = rows.place[:, :, None, 0] * width + columns.place[:, None, :, 0]
+    nothing = _nothing(lax.stop_gradient(images), boxes, place)
+    step = jax.checkpoint(add_row, prevent_cse=False)
+    return lax.scan(step, nothing, one_by_one)[0]
 
 
+@jax.custom_jvp
+def maxima(images: jax.Array, boxes: Boxes, rows: Bins, columns: Bins) -> jax.Array:
+    """The largest element of each bin, `[K, h, w, C]`; 0 for an empty one.
+
+    Derivatives are those of the first in row-major order, or of the first NaN.
+    """
+    lowest = identity(images.dtype, True)
+    start = rows.start[:, :, None] + columns.start[:, None, :]
+
+    def larger(best, value, place, inside):
+        return lax.max(best, jnp.where(inside, value, lowest))
+
+    best = _nothing(images, boxes, start) + lowest
+    best = _visit(images, boxes, rows, columns, larger, best)
+    some = (rows.end > rows.start)[:, :, None] & (columns.end > columns.start)[:, None]
+    return jnp.where(some[..., None], best, jnp.zeros((), best.dtype))
+
+
+@maxima.defjvp
+def _maxima_jvp(primals, tangents):
+    y, (images, boxes, rows, columns) = maxima(*primals), primals
+    best, none = lax.stop_gradient(y), np.int32(np.iinfo(np.int32).max)
+
+    def earlier(first, value, place, inside):
+        # Where the largest is not NaN, nothing is.
+        holds = inside & ((value == best) | (value != value))
+        return jnp.minimum(first, jnp.where(holds, place, none))
+
+    first = (best != best).astype(jnp.int32) * 0 + none
+    first = _visit(lax.stop_gradient(images), boxes, rows, columns, earlier, first)
+    return y, _elements(tangents[0], boxes, first, first < none)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def bin_sums(
     images: jax.Array,
     boxes: Boxes,
@@ -186,11 +200,28 @@ def bin_sums(
     columns: Bins,
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """The sum of each bin over one map of `shape`, `[K, h, w, C]`.
+    """The sum of each bin over one map of `shape`, `[K, h, w, C]`."""
+    start = rows.start[:, :, None] + columns.start[:, None, :]
+
+    def add(total, value, place, inside):
+        return total + value
+
+    total = _nothing(images, boxes, start)
+    return _visit(images, boxes, rows, columns, add, total)
+
+
+@bin_sums.defjvp
+def _bin_sums_jvp(shape, primals, tangents):
+    # A loop of unknown length has no transpose; blocks have.
+    return bin_sums(*primals, shape), _block_sums(tangents[0], *primals[1:], shape)
+
+
+def _block_sums(images, boxes, rows, columns, shape):
+    """As `bin_sums`, in as many steps for every size of bin.
 
     A bin is cut into blocks whose sides are powers of two, one for each bit of its
     height and width. All blocks of a size are one read from an array of their sums,
-    which is the sum of two of half the size: few steps, and as exact as adding up.
+    which is the sum of two of half the size.
     """
     (height, width), parts = shape, []
     (top, tall), (left, wide) = ((a.start, a.end - a.start) for a in (rows, columns))
@@ -208,16 +239,55 @@ def bin_sums(
     return functools.reduce(lax.add, parts)
 
 
-def elements(images: jax.Array, boxes: Boxes, place: jax.Array) -> jax.Array:
-    """The element at each position `[K, h, w, C]` in its box's map; 0 for -1."""
+_COLUMNS = 4  # that a visit reads: the state is what costs
+
+
+def _visit(
+    images: jax.Array,
+    boxes: Boxes,
+    rows: Bins,
+    columns: Bins,
+    update: Callable[..., jax.Array],
+    state: jax.Array,
+) -> jax.Array:
+    """Reads a few elements of every bin at a time, as often as the largest one needs.
+
+    `update(state, value, place, inside)` gives the next state, all `[K, h, w, C]` or
+    what broadcasts to it; a value that is not `inside` its bin is 0.
+    """
+    top, bottom = (a[:, :, None] for a in rows)
+    left, right = (a[:, None, :] for a in columns)
+    width = boxes.width[:, None, None]
+    tall, wide = jnp.max(bottom - top, initial=0), jnp.max(right - left, initial=0)
+    wide = (wide + (_COLUMNS - 1)) // _COLUMNS
+
+    def visit(step, state):
+        row, first = top + step // wide, left + step % wide * _COLUMNS
+        for column in (first + i for i in range(_COLUMNS)):
+            inside = (row < bottom) & (column < right)
+            place = row * width + column
+            value = _read(images, boxes, place, inside)
+            state = update(state, value, place[..., None], inside[..., None])
+        return state
+
+    return lax.fori_loop(np.int32(0), tall * wide, visit, state)
+
+
+def _elements(images, boxes, place, known):
+    """The element at each position `[K, h, w, C]` in its box's map, or 0."""
     image, first = (
         jnp.broadcast_to(a[:, None, None, None], place.shape)
         for a in (boxes.image, boxes.first)
     )
     channel = lax.broadcasted_iota(jnp.int32, place.shape, 3)
-    at = image, first + jnp.maximum(place, 0), jnp.zeros_like(channel), channel
+    at = image, first + jnp.where(known, place, 0), jnp.zeros_like(channel), channel
     read = images.at[at].get(mode="promise_in_bounds")
-    return jnp.where(place >= 0, read, jnp.zeros((), read.dtype))
+    return jnp.where(known, read, jnp.zeros((), read.dtype))
+
+
+def _nothing(images, boxes, place):
+    """Zeros `[K, h, w, C]`, made of the images, so that devices hold them alike."""
+    return _read(images, boxes, place, jnp.zeros_like(place, bool))
 
 
 def _ahead(x, distance):

@@ -426,9 +426,8 @@ class _Sampled(_Cut):
 @dataclass(frozen=True)
 class _Largest(_Cut):
     def pool(self, images, boxes, shape):
-        fixed = lax.stop_gradient(images)
-        place = regions.first_maxima(fixed, boxes, *self._cut(boxes))
-        return regions.elements(images, boxes, place)
+        boxes = lax.stop_gradient(boxes)
+        return regions.maxima(images, boxes, *self._cut(boxes))
 
     def dtypes(self, dtype):
         return accumulation_dtype(dtype), dtype
