@@ -160,6 +160,7 @@ class TestStochastic:
         np.testing.assert_array_equal(mean, half[:1])
 
 
+@pytest.mark.usefixtures("quick_compilation")
 class TestUnpool:
     def test_undoes_pooling(self):
         x = np.abs(normals(2, 6, 7, 3)) + 1
@@ -330,6 +331,7 @@ class TestConvertIndices:
         assert message in str(raised.value)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 class TestPower:
     def test_reference_numbers(self):
         y = jaxpool.lp_pool(A, **TWO, p=3)[..., 0]
@@ -378,6 +380,7 @@ class TestPower:
         check_grads(lambda p: jaxpool.global_gem_pool(x, p=p), (jnp.ones(2) * 2,), 2)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 class TestPool:
     def test_any_reducer_every_derivative(self, x64):
         x = np.random.default_rng(0).uniform(0.5, 1.5, (1, 5, 5, 1))
@@ -488,6 +491,7 @@ def test_output_shape():
         jaxpool.output_shape((-1, 4, 4, 3), (2, 2))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 class TestSymbolicSizes:
     """Height and width that are known only when the exported program is called."""
 
