@@ -151,7 +151,7 @@ def test_layouts():
 @pytest.mark.parametrize("where", [True, False])
 def test_symbolic_batch_and_length(where):
     x = normals(3, 5, 2)
-    extra = np.array([[1, 1, 1, 0, 0]] * 3, bool) if where else np.array([3, 1, 5])
+    extra = np.array([[1, 1, 1, 0, 0]] * 3, bool) if where else np.int32([3, 1, 5])
     scope = jax.export.SymbolicScope()
     shape = jax.export.symbolic_shape("b, length, 2", scope=scope)
     spec = (

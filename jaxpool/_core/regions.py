@@ -212,8 +212,10 @@ def bin_sums(
 
 @bin_sums.defjvp
 def _bin_sums_jvp(shape, primals, tangents):
+    _, boxes, rows, columns = primals
     # A loop of unknown length has no transpose; blocks have.
-    return bin_sums(*primals, shape), _block_sums(tangents[0], *primals[1:], shape)
+    tangent = _block_sums(tangents[0], boxes, rows, columns, shape)
+    return bin_sums(*primals, shape), tangent
 
 
 def _block_sums(images, boxes, rows, columns, shape):

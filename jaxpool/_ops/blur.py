@@ -342,8 +342,7 @@ def _filter(x, axis, size, stride):
     weights = [math.comb(size - 1, k) / 2 ** (size - 1) for k in range(size)]
     last = x.shape[axis] - size + 1
     terms = [
-        lax.slice_in_dim(x, k, k + last, stride, axis)
-        * np.asarray(weight, x.dtype)
+        lax.slice_in_dim(x, k, k + last, stride, axis) * np.asarray(weight, x.dtype)
         for k, weight in enumerate(weights)
     ]
     return functools.reduce(lax.add, terms)
