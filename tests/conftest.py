@@ -33,6 +33,16 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests recorded as `summary`, also where they pass."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, value in report.user_properties:
+                    if name == "summary":
+                        terminalreporter.write_line(f"{report.nodeid}: {value}")
+
+
 @pytest.fixture
 def x64():
     """64-bit types for one test."""

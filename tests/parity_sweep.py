@@ -4,9 +4,11 @@
 
 compares values, indices and gradients of `jaxpool.compat.torch` with those of
 `torch.nn.functional` on the CPU. A configuration that PyTorch refuses has to be refused
-here; that is one in five, so 28,000 compare the numbers of more than 20,000. A quarter
-of them go through all small one-dimensional cases, the others are drawn. Every mismatch
-is printed as the command that runs it alone.
+here; that is one in five, so 28,000 compare the numbers of more than 20,000. Skipped is
+what PyTorch has no kernel for, refuses or corrupts because of values, or would unpool
+without having pooled. A quarter of the configurations go through all small
+one-dimensional cases, the others are drawn. Every mismatch is printed as the command
+that runs it alone.
 """
 
 import argparse
