@@ -8,7 +8,8 @@ how it is computed:
   window_sum       the sum of each window
   window_fold      any monoid over each window
   window_sample    an element drawn in proportion to its weight
-  window_sort      all elements of each window, in ascending order
+  window_taps      all elements of each window, an array for each place in it
+  window_sort      the same in ascending order
   window_match     the first element of each window that equals a given value
 
 All of them are differentiated as a choice of elements that adds up: `linear.read` and
@@ -47,6 +48,7 @@ __all__ = [
     "window_sample",
     "window_sort",
     "window_sum",
+    "window_taps",
 ]
 
 # Up to this many elements of a window are sorted by comparing pairs of whole arrays,
@@ -320,6 +322,19 @@ def window_pad(
     return _pad(x, geometry, value), inside, where
 
 
+def window_taps(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
+    """The elements of each window: an array of the output's shape for each tap.
+
+    In row-major order. Windows must not hold padding (see `window_pad`). A formula that
+    folds them is one loop over the input; stacked, they would be as large as all
+    windows together.
+    """
+    parts = [x]
+    for a in geometry.axes:
+        parts = [tap(part) for part in parts for tap in _along(a)]
+    return parts
+
+
 def window_sort(x: jax.Array, geometry: Geometry) -> Sequence[jax.Array] | jax.Array:
     """The elements of each window in ascending order: `[taps]` of the output's shape.
 
@@ -332,9 +347,7 @@ def window_sort(x: jax.Array, geometry: Geometry) -> Sequence[jax.Array] | jax.A
 @functools.partial(jax.jit, static_argnums=1)
 def _sorted(x, geometry):
     if geometry.taps <= MOST_COMPARED:
-        parts = [x]
-        for a in geometry.axes:
-            parts = [tap(part) for tap in _along(a) for part in parts]
+        parts = window_taps(x, geometry)
         for i, j in _comparators(len(parts)):
             a, b = parts[i], parts[j]
             parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
