@@ -8,6 +8,9 @@ how it is computed:
   window_sum       the sum of each window
   window_fold      any monoid over each window
   window_sample    an element drawn in proportion to its weight
+  window_softmax   the mean of each window, weighted by the softmax of its logits
+  window_soft      that, with logits in proportion to the elements themselves
+  window_logsumexp the logarithm of the sum of exponentials
   window_taps      all elements of each window, an array for each place in it
   window_sort      the same in ascending order
   window_match     the first element of each window that equals a given value
@@ -28,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxpool._core import linear, taps
@@ -43,9 +47,12 @@ __all__ = [
     "window_choice",
     "window_extremum",
     "window_fold",
+    "window_logsumexp",
     "window_match",
     "window_pad",
     "window_sample",
+    "window_soft",
+    "window_softmax",
     "window_sort",
     "window_sum",
     "window_taps",
@@ -320,6 +327,142 @@ def window_pad(
     value = jnp.asarray(value, x.dtype)
     where = _pad(where, geometry, np.array(False))
     return _pad(x, geometry, value), inside, where
+
+
+def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.Array:
+    r"""The mean of each window, weighted by the softmax of its logits.
+
+    .. math:: y_o = \sum_{i \in W(o)} w_{o i} x_i, \qquad
+        w_{o i} = e^{g_i} \Big/ \sum_{j \in W(o)} e^{g_j}
+
+    `logits` have the shape and dtype of `x`; -inf is no weight, and a window without
+    any gives 0. There must be no +inf or NaN among them.
+
+    Gradient: :math:`w_{o i}` in x and :math:`w_{o i} (x_i - y_o)` in g, computed from
+    x and g once more: nothing is kept for each element of each window.
+    """
+    if _unrolled(geometry):
+        return _weighted(x, logits, geometry)
+    largest = _shift(logits, geometry)
+    if geometry.whole:
+        share = jnp.exp(logits - largest)
+        total, weighted = (
+            jnp.sum(a, geometry.pooled, keepdims=True) for a in (share, share * x)
+        )
+    else:
+        x, logits, geometry = _inside(x, logits, geometry)
+        shares = [jnp.exp(part - largest) for part in window_taps(logits, geometry)]
+        parts = zip(shares, window_taps(x, geometry), strict=True)
+        total = functools.reduce(lax.add, shares)
+        weighted = functools.reduce(lax.add, [e * part for e, part in parts])
+    return weighted / jnp.where(total > 0, total, 1)
+
+
+def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
+    """`window_softmax` with the logits beta x, where beta is the same for a window."""
+    if _unrolled(geometry):
+        return _soft(x, beta, geometry)
+    return window_softmax(x, beta * x, geometry)
+
+
+def window_logsumexp(logits: jax.Array, geometry: Geometry) -> jax.Array:
+    r"""The logarithm of each window's sum of exponentials.
+
+    .. math:: y_o = \log \sum_{i \in W(o)} e^{g_i}
+
+    -inf where all logits are. There must be no +inf or NaN among them. Gradient: the
+    softmax of the window's logits, computed from them once more.
+    """
+    if _unrolled(geometry):
+        return _log_total(logits, geometry)
+    largest = _shift(logits, geometry)
+    if geometry.whole:
+        total = jnp.sum(jnp.exp(logits - largest), geometry.pooled, keepdims=True)
+    else:
+        _, logits, geometry = _inside(logits, logits, geometry)
+        shares = [jnp.exp(part - largest) for part in window_taps(logits, geometry)]
+        total = functools.reduce(lax.add, shares)
+    some = total > 0
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -jnp.inf)
+
+
+def _unrolled(geometry):
+    """Whether windows are few elements of known places, and derivatives gather."""
+    return geometry.taps <= MOST_TAPS and not geometry.symbolic
+
+
+def _shift(logits, geometry):
+    """The largest logit of each window, to subtract; 0 if it is -inf."""
+    largest = window_extremum(lax.stop_gradient(logits), geometry, True)
+    return taps.finite_or_zero(largest)
+
+
+def _inside(x, logits, geometry):
+    """The same windows over arrays that hold their padding, which has no weight."""
+    x, _, _ = window_pad(x, geometry, None, 0)
+    logits, geometry, _ = window_pad(logits, geometry, None, -jnp.inf)
+    return x, logits, geometry
+
+
+def _softmax_weights(logits, geometry):
+    """What `linear.read_weighted` needs to know of a softmax."""
+    # Without the barrier XLA keeps the exponentials that value and logarithm share.
+    total = _log_total(lax.optimization_barrier(logits), geometry)
+    return logits, taps.finite_or_zero(total)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _softmax_value(x, logits, geometry):
+    return taps.weigh(x, logits, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _weighted(x, logits, geometry):
+    return _softmax_value(x, logits, geometry)
+
+
+@_weighted.defjvp
+def _weighted_jvp(geometry, primals, tangents):
+    (x, logits), (dx, dlogits) = primals, tangents
+    y = _weighted(x, logits, geometry)
+    weights = _softmax_weights(logits, geometry)
+    change = linear.read_weighted(dx, geometry, *weights)
+    return y, change + linear.read_weighted(dlogits, geometry, *weights, x, -y)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _soft(x, beta, geometry):
+    return _softmax_value(x, beta * x, geometry)
+
+
+def _soft_jvp(geometry, primals, tangents):
+    # As for `_weighted`, with one sum over windows in place of two.
+    (x, beta), (dx, dbeta) = primals, tangents
+    y, logits = _soft(x, beta, geometry), beta * x
+    weights = _softmax_weights(logits, geometry)
+    change = y * 0
+    if not isinstance(dx, SymbolicZero):
+        change += linear.read_weighted(dx, geometry, *weights, logits, 1 - beta * y)
+    if not isinstance(dbeta, SymbolicZero):
+        change += dbeta * linear.read_weighted(x, geometry, *weights, x, -y)
+    return y, change
+
+
+_soft.defjvp(_soft_jvp, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(jax.jit, static_argnums=1)
+def _log_total(logits, geometry):
+    return taps.log_total(logits, geometry)
+
+
+@_log_total.defjvp
+def _log_total_jvp(geometry, primals, tangents):
+    (logits,), (tangent,) = primals, tangents
+    y = _log_total(logits, geometry)
+    total = taps.finite_or_zero(y)
+    return y, linear.read_weighted(tangent, geometry, logits, total)
 
 
 def window_taps(x: jax.Array, geometry: Geometry) -> list[jax.Array]:

@@ -1,4 +1,8 @@
-"""The linear pair behind every derivative: `read` and `place`, each other's transpose.
+"""The linear pairs behind every derivative: each other's transposes.
+
+`read` adds up windows, or reads one element of each that a code names, and `place` is
+its transpose; `read_weighted` and `place_weighted` do so with weights that a softmax
+over the window gives.
 
 They are primitives because nothing else lets both directions be written by hand: the
 tangent of a choice reads one element for each window, its transpose gathers for each
@@ -19,7 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxpool._core import taps
 from jaxpool._core.geometry import Geometry
 
-__all__ = ["place", "read"]
+__all__ = ["place", "place_weighted", "read", "read_weighted"]
 
 
 def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
@@ -32,24 +36,40 @@ def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.A
     return _place_p.bind(y, *_given(code), stage=stage)
 
 
+def read_weighted(x: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
+    """`taps.read_weighted`, linear in `x` with the transpose `place_weighted`."""
+    return _read_weighted_p.bind(x, *weights, stage=stage)
+
+
+def place_weighted(y: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
+    """`taps.place_weighted`, linear in `y` with the transpose `read_weighted`."""
+    return _place_weighted_p.bind(y, *weights, stage=stage)
+
+
 def _given(code):
     return () if code is None else (code,)
 
 
-def _primitive(name, compute, shape_of):
-    """The primitive of `compute(x, stage, code)`; its transpose is set below."""
+def _primitive(name, compute, shape_of, derivative=None):
+    """The primitive of `compute(x, stage, *others)`; its transpose is set below.
+
+    `derivative(primals, tangents, bind)` is that in all operands, for one that has
+    derivatives in the others too.
+    """
     primitive = Primitive(name)
 
-    def implementation(x, *code, stage):
-        return compute(x, stage, *code)
+    def implementation(x, *others, stage):
+        return compute(x, stage, *others)
 
     def abstract(x, *code, stage):
         return x.update(shape=shape_of(x.shape, stage), weak_type=False)
 
     def jvp(primals, tangents, *, stage):
-        (x, *code), tangent = primals, tangents[0]
         bind = functools.partial(primitive.bind, stage=stage)
-        return bind(x, *code), bind(tangent, *code)
+        if derivative is not None:
+            return derivative(primals, tangents, bind)
+        (x, *others), tangent = primals, tangents[0]
+        return bind(x, *others), bind(tangent, *others)
 
     def batch(operands, axes, *, stage):
         size = next(
@@ -77,12 +97,12 @@ def _primitive(name, compute, shape_of):
 
 
 def _transpose_with(other):
-    def transpose(cotangent, x, *code, stage):
+    def transpose(cotangent, x, *others, stage):
         if type(cotangent) is ad.Zero:
             result = ad.Zero(x.aval)
         else:
-            result = other.bind(cotangent, *code, stage=stage)
-        return [result, *[None] * len(code)]
+            result = other.bind(cotangent, *others, stage=stage)
+        return [result, *[None] * len(others)]
 
     return transpose
 
@@ -98,7 +118,60 @@ def _in_shape(shape, stage):
     return tuple(sizes)
 
 
+def _dot(*pairs):
+    """The sum of tangents, each times a factor if it has one; None for no tangent."""
+    terms = [
+        tangent if factor is None else tangent * factor
+        for tangent, factor in pairs
+        if type(tangent) is not ad.Zero
+    ]
+    return functools.reduce(jax.lax.add, terms) if terms else None
+
+
+def _weighted_jvp(swapped):
+    """The derivative of W x, or of its transpose, in all operands.
+
+    The weights are w = exp(g - l) (a + c), with g and a an element's, l and c a
+    window's, and a + c = 1 where they are not given. What is the operand's own (of
+    x, an element's) goes inside, the others, constant in the sum, outside:
+
+      d(W x) = W (dx + x dg) - (W x) dl + E (x da) + (E x) dc,  E = exp(g - l)
+    """
+
+    def derivative(primals, tangents, bind):
+        x, g, l, *affine = primals  # noqa: E741
+        dx, dg, dl, *daffine = tangents
+        y = bind(x, g, l, *affine)
+        own, other = (dg, x), (dl, -y)
+        if swapped:
+            own, other = (dl, -x), (dg, y)
+        parts = [_dot(other)]
+        inner = _dot((dx, None), own)
+        if inner is not None:
+            parts.append(bind(inner, g, l, *affine))
+        if affine:
+            own, other = daffine[::-1] if swapped else daffine
+            inner = _dot((own, x))
+            if inner is not None:
+                parts.append(bind(inner, g, l))
+            if type(other) is not ad.Zero:
+                parts.append(other * bind(x, g, l))
+        parts = [part for part in parts if part is not None]
+        return y, functools.reduce(jax.lax.add, parts)
+
+    return derivative
+
+
 _read_p = _primitive("pool_read", taps.read, _out_shape)
 _place_p = _primitive("pool_place", taps.place, _in_shape)
 ad.primitive_transposes[_read_p] = _transpose_with(_place_p)
 ad.primitive_transposes[_place_p] = _transpose_with(_read_p)
+
+_read_weighted_p = _primitive(
+    "pool_read_weighted", taps.read_weighted, _out_shape, _weighted_jvp(False)
+)
+_place_weighted_p = _primitive(
+    "pool_place_weighted", taps.place_weighted, _in_shape, _weighted_jvp(True)
+)
+ad.primitive_transposes[_read_weighted_p] = _transpose_with(_place_weighted_p)
+ad.primitive_transposes[_place_weighted_p] = _transpose_with(_read_weighted_p)

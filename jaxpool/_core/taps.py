@@ -39,11 +39,16 @@ __all__ = [
     "apart",
     "choose",
     "draw",
+    "finite_or_zero",
     "flat_positions",
     "fold",
     "keeping_nan",
+    "log_total",
     "place",
+    "place_weighted",
     "read",
+    "read_weighted",
+    "weigh",
 ]
 
 NONE = np.uint8(255)
@@ -198,6 +203,126 @@ def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.A
     return _put_together(stage, blocks, region)
 
 
+def weigh(x: jax.Array, logits: jax.Array, stage: Geometry) -> jax.Array:
+    """The mean of each window, weighted by the softmax of its logits.
+
+    .. math:: y_o = \\sum_k \\operatorname{softmax}_k(g_{o, k}) x_{o, k}
+
+    In one pass: the largest logit of a window is subtracted from all of them.
+    """
+
+    def region(runs):
+        _, shares = _shares(logits, stage, runs)
+        if not shares:
+            return _filled(_inputs(x, stage, runs), 0)
+        parts = zip(shares, _taps(x, stage, runs), strict=True)
+        weighted = functools.reduce(lax.add, [e * part for e, (_, part) in parts])
+        total = functools.reduce(lax.add, shares)
+        return weighted / jnp.where(total > 0, total, 1)
+
+    return _put_together(stage, regions, region)
+
+
+def log_total(logits: jax.Array, stage: Geometry) -> jax.Array:
+    """The logarithm of each window's sum of exponentials; -inf for no element."""
+
+    def region(runs):
+        largest, shares = _shares(logits, stage, runs)
+        if not shares:
+            return _filled(_inputs(logits, stage, runs), -np.inf)
+        total = functools.reduce(lax.add, shares)
+        return jnp.log(total) + largest
+
+    return _put_together(stage, regions, region)
+
+
+def _shares(logits, stage, runs):
+    """The largest logit of each window, or 0, and exponentials relative to it."""
+    slices = [part for _, part in _taps(logits, stage, runs)]
+    if not slices:
+        return None, []
+    largest = finite_or_zero(functools.reduce(lax.max, slices))
+    return largest, [jnp.exp(part - largest) for part in slices]
+
+
+def read_weighted(
+    x: jax.Array,
+    stage: Geometry,
+    logits: jax.Array,
+    log_total: jax.Array,
+    *affine: jax.Array,
+) -> jax.Array:
+    """The sum of each window, weighted by its softmax, and by an affine factor.
+
+    .. math:: y_o = \\sum_k e^{g_{o, k} - l_o} (a_{o, k} + c_o) x_{o, k}
+
+    where `affine` is a and c, or nothing: then the factor is 1.
+    """
+
+    def region(runs):
+        total = _outputs(log_total, stage, runs)
+        parts = [_taps(a, stage, runs) for a in (x, logits)]
+        weights = [_share(part, total) for _, part in parts[1]]
+        if affine:
+            inner, outer = _taps(affine[0], stage, runs), affine[1]
+            factors = [a + _outputs(outer, stage, runs) for _, a in inner]
+            weights = [w * f for w, f in zip(weights, factors, strict=True)]
+        terms = [w * part for w, (_, part) in zip(weights, parts[0], strict=True)]
+        if not terms:
+            return _filled(_inputs(x, stage, runs), 0)
+        return functools.reduce(lax.add, terms)
+
+    return _put_together(stage, regions, region)
+
+
+def place_weighted(
+    y: jax.Array,
+    stage: Geometry,
+    logits: jax.Array,
+    log_total: jax.Array,
+    *affine: jax.Array,
+) -> jax.Array:
+    """The transpose of `read_weighted`, gathered as `place` is.
+
+    .. math:: x_i = \\sum_{o : i \\in W(o)} e^{g_i - l_o} (a_i + c_o) y_o
+    """
+
+    def region(runs):
+        here = _input_run(logits, stage, runs)
+        if not all(run.offsets for run in runs):
+            return _filled(here, 0)
+        blocked = _Blocked(here.shape, stage, runs)
+        here, terms = here.reshape(blocked.shape), []
+        inner = [_input_run(a, stage, runs).reshape(blocked.shape) for a in affine[:1]]
+        for _, none, spread in blocked.windows():
+            term = _share(here, spread(log_total)) * spread(y)
+            for a, c in zip(inner, affine[1:], strict=True):
+                term = term * (a + spread(c))
+            terms.append(_where(~none, term))
+        return blocked.merged(functools.reduce(lax.add, terms))
+
+    return _put_together(stage, blocks, region)
+
+
+def _share(logit, log_total):
+    # It is at most 1; what lies in no window may have any logit.
+    return jnp.exp(lax.min(logit - log_total, np.zeros((), logit.dtype)))
+
+
+def finite_or_zero(x: jax.Array) -> jax.Array:
+    """`x` where it is finite: to shift by, so that inf - inf is not taken."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _input_run(x, stage, runs) -> jax.Array:
+    """The part of an input that belongs to a region of blocks."""
+    begin, end = [0] * x.ndim, list(x.shape)
+    for a, run in zip(stage.axes, runs, strict=True):
+        begin[a.axis] = run.begin * a.stride
+        end[a.axis] = begin[a.axis] + (run.end - run.begin - 1) * a.stride + run.width
+    return lax.slice(x, begin, end)
+
+
 def _interleaved(y, stage, code, runs) -> jax.Array:
     """A region of disjoint windows: an array as large as `y` for each place."""
 
@@ -232,49 +357,77 @@ def _one_window(y, stage, code, runs, places) -> jax.Array:
 
 def _tabulated(y, stage, code, runs) -> jax.Array:
     """A region of any windows: a second axis for the places, and a table of taps."""
-    spatial = {y.ndim + a.axis: i for i, a in enumerate(stage.axes)}
-    # Blocks and the place within them are two axes, unless one of them has size 1.
-    shape, kept, final = [], [], []
-    for d, size in enumerate(y.shape):
-        kept.append(len(shape))
-        if d in spatial:
-            run = runs[spatial[d]]
-            count = run.end - run.begin
-            split = count > 1 and run.width > 1
-            shape += [count, run.width] if split else [count * run.width]
-            size = count * run.width
+    shape = list(y.shape)
+    for a, run in zip(stage.axes, runs, strict=True):
+        shape[a.axis] = (run.end - run.begin) * run.width
+    blocked, terms = _Blocked(shape, stage, runs), []
+    for tap, none, spread in blocked.windows():
+        if code is None:
+            terms.append(_where(~none, spread(y)))
         else:
-            shape.append(size)
-        final.append(size)
-    ndim, terms = len(shape), []
-    for offsets in itertools.product(*(run.offsets for run in runs)):
-        begin, end = [0] * y.ndim, list(y.shape)
-        tap = np.zeros((1,) * ndim, np.int64)
-        none = tap < 0
-        for d, i in spatial.items():
-            a, run, offset = stage.axes[i], runs[i], offsets[i]
-            begin[d], end[d] = run.begin + offset, run.end + offset
-            row = taps_at(a)[offset][: run.width]
-            within = kept[d] + (run.end - run.begin > 1 and run.width > 1)
-            row = row.reshape([-1 if e == within else 1 for e in range(ndim)])
-            tap, none = tap * a.window + row, none | (row < 0)
-        term = lax.broadcast_in_dim(lax.slice(y, begin, end), shape, kept)
-        if code is not None:
-            codes = lax.broadcast_in_dim(lax.slice(code, begin, end), shape, kept)
             wanted = np.where(none, _NO_TAP, tap).astype(np.uint8)
-            term = _where(codes == wanted, term)
-        else:
-            term = _where(~none, term)
-        terms.append(term)
-    total = functools.reduce(lax.add, terms)
-    # A reshape of a sharded array may merge two axes, with none of size 1 around.
-    ones = [d for d in spatial if final[d] == 1]
-    total = lax.squeeze(total, [kept[d] for d in ones])
-    merged = [size for d, size in enumerate(final) if d not in ones]
-    for d, size in enumerate(merged):
-        if total.shape[d] != size:
-            total = total.reshape(*merged[: d + 1], *total.shape[d + 2 :])
-    return lax.expand_dims(total, ones)
+            terms.append(_where(spread(code) == wanted, spread(y)))
+    return blocked.merged(functools.reduce(lax.add, terms))
+
+
+class _Blocked:
+    """A region of inputs, with an axis for the blocks and one for the place in them.
+
+    They are one axis where one of them has size 1.
+    """
+
+    def __init__(self, shape, stage, runs):
+        """Lays out a region of this shape."""
+        self.final, self.stage, self.runs = list(shape), stage, runs
+        self.spatial = {len(shape) + a.axis: i for i, a in enumerate(stage.axes)}
+        self.shape, self.kept = [], []
+        for d, size in enumerate(shape):
+            self.kept.append(len(self.shape))
+            sizes = [size]
+            if d in self.spatial:
+                run = runs[self.spatial[d]]
+                if self._split(run):
+                    sizes = [run.end - run.begin, run.width]
+            self.shape += sizes
+
+    @staticmethod
+    def _split(run) -> bool:
+        return run.end - run.begin > 1 and run.width > 1
+
+    def windows(self):
+        """For each window that the inputs may lie in: taps, which don't, and a reader.
+
+        The reader lays an array of outputs out over the inputs that lie in them.
+        """
+        ndim = len(self.shape)
+        for offsets in itertools.product(*(run.offsets for run in self.runs)):
+            tap = np.zeros((1,) * ndim, np.int64)
+            none = tap < 0
+            for d, i in self.spatial.items():
+                a, run = self.stage.axes[i], self.runs[i]
+                row = taps_at(a)[offsets[i]][: run.width]
+                within = self.kept[d] + self._split(run)
+                row = row.reshape([-1 if e == within else 1 for e in range(ndim)])
+                tap, none = tap * a.window + row, none | (row < 0)
+            yield tap, none, functools.partial(self._spread, offsets)
+
+    def _spread(self, offsets, y):
+        begin, end = [0] * y.ndim, list(y.shape)
+        for d, i in self.spatial.items():
+            begin[d] = self.runs[i].begin + offsets[i]
+            end[d] = self.runs[i].end + offsets[i]
+        return lax.broadcast_in_dim(lax.slice(y, begin, end), self.shape, self.kept)
+
+    def merged(self, x):
+        """An array of the layout as one of the region's shape."""
+        # A reshape of a sharded array may merge two axes, with none of size 1 around.
+        ones = [d for d in self.spatial if self.final[d] == 1]
+        x = lax.squeeze(x, [self.kept[d] for d in ones])
+        merged = [size for d, size in enumerate(self.final) if d not in ones]
+        for d, size in enumerate(merged):
+            if x.shape[d] != size:
+                x = x.reshape(*merged[: d + 1], *x.shape[d + 2 :])
+        return lax.expand_dims(x, ones)
 
 
 def _bin_taps(x: jax.Array, stage: Geometry) -> list[tuple[np.uint8, jax.Array]]:
