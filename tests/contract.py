@@ -17,6 +17,9 @@ as in the op's row, with any of
   STATIC    for each op, arguments that it cannot do without
   WRONG     for each op, `(arguments, error, part of its message)`
   WIDE      the ops whose integers promote: "sum" or "mean"; all others keep the dtype
+  GOLDEN    for each key of `golden.json`, what an op gives: `f(a, b)`, of its A and B
+  EXPECTATION   for each op that samples, arguments with which the mean of its samples
+            is what it gives with `deterministic=True`
   EXCEPT    `{(op, question): reason}`: questions of `test_contract.py` (their names
             without `test_`) that make no sense for an op, and why
 """
@@ -183,6 +186,8 @@ WIDE = {
     or name == "adaptive_avg_pool"
 }
 EXCEPT = {}  # filled by the families
+GOLDEN = {}
+EXPECTATION = {"stochastic_pool": {}}
 _FAMILY_CASES = {}
 
 
@@ -196,6 +201,8 @@ def _read_families():
         "WRONG": OWN_WRONG,
         "WIDE": WIDE,
         "EXCEPT": EXCEPT,
+        "GOLDEN": GOLDEN,
+        "EXPECTATION": EXPECTATION,
     }
     families = sorted(Path(__file__).parent.joinpath("families").glob("[a-z]*.py"))
     for path in families:
@@ -351,4 +358,15 @@ def bad_input():
 _read_families()
 CASES = list(_cases())
 
-__all__ = ["CASES", "EXCEPT", "STATIC", "WIDE", "Case", "bad_input", "typical", "wrong"]
+__all__ = [
+    "CASES",
+    "EXCEPT",
+    "EXPECTATION",
+    "GOLDEN",
+    "STATIC",
+    "WIDE",
+    "Case",
+    "bad_input",
+    "typical",
+    "wrong",
+]

@@ -3,13 +3,23 @@
 import functools
 import inspect
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from contract import CASES, EXCEPT, STATIC, WIDE, bad_input, typical, wrong
+from contract import (
+    CASES,
+    EXCEPT,
+    EXPECTATION,
+    STATIC,
+    WIDE,
+    bad_input,
+    typical,
+    wrong,
+)
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -276,6 +286,25 @@ def test_ties(case):
         assert np.isfinite(g).all()
 
 
+@asked(
+    [c for c in TYPICAL if not c.op.integer],
+    lambda _, dtype: dtype == "float16",
+    dtype=["float16", "bfloat16", "float32"],
+)
+def test_hard_inputs(case, dtype):
+    """Windows of equals, of 0, and of numbers near what half precision holds."""
+    x = case.input()
+    hard = [x * 0, x * 0 - 1, x * 0 + 1e4, x * 0 - 1e4, np.sign(x) * 1e4]
+    gradient = jax.grad(finite_sum(case))
+    both = jax.jit(lambda x: (jax.tree.leaves(case.function()(x))[0], gradient(x)))
+    for x in hard:
+        y, g = both(jnp.asarray(x).astype(dtype))
+        expected = jax.tree.leaves(case.expected(x))[0]
+        fits = np.abs(expected) < float(jnp.finfo(dtype).max)
+        assert np.isfinite(np.asarray(y, np.float32)[fits]).all()
+        assert np.isfinite(np.asarray(g, np.float32)).all()
+
+
 every_masked_op = asked([c for c in TYPICAL if c.op.takes_where])
 
 
@@ -292,7 +321,7 @@ def test_mask(case):
             agree(case.function(where=where)(hidden), expected, **F32)
             if case.op.integer:
                 continue
-            g = jax.grad(finite_sum(case, where))(hidden)
+            g = jax.grad(finite_sum(case, where=where))(hidden)
             assert np.isfinite(g).all()
             assert not np.any(np.where(np.broadcast_to(where, x.shape), 0, g))
     agree(case.function(where=np.True_)(x), case.function()(x), **F32)
@@ -300,15 +329,30 @@ def test_mask(case):
     agree(nothing, case.expected(x, np.zeros(x.shape, bool)))
 
 
-def finite_sum(case, where):
-    """The sum of a masked op's results, without those of windows without elements."""
-    f = case.function(where=where)
+def finite_sum(case, **where):
+    """The sum of an op's results, without those of windows without elements."""
+    f = case.function(**where)
 
     def loss(x):
         y = jax.tree.leaves(f(x))[0]
         return jnp.where(jnp.isfinite(y), y, 0).sum()
 
     return loss
+
+
+@pytest.mark.parametrize("name", EXPECTATION)
+def test_expectation(name):
+    """The mean over keys is what evaluation gives, within 4 standard errors."""
+    case = next(c for c in TYPICAL if c.op.name == name)
+    given = {**EXPECTATION[name], "deterministic": False}
+    x = case.input()
+    keys = jax.random.split(jax.random.key(0), 4096)
+    y = jax.jit(jax.vmap(lambda key: case.function(**given, key=key)(x)))(keys)
+    y = np.asarray(y, np.float64)
+    expected = case.function(**EXPECTATION[name], deterministic=True)(x)
+    error = y.std(0) / math.sqrt(len(keys))
+    assert error.max() > 0
+    assert np.all(np.abs(y.mean(0) - expected) <= 4 * error + 1e-6)
 
 
 def differentiated(case, f, gradient):
