@@ -120,8 +120,8 @@ def lessons(results: Results) -> list[str]:
     ]
     if not lines:
         lines.append(
-            f"With each seed of all {len(runs)} methods whose pooling layers learn, "
-            "their parameters moved and the training loss fell."
+            f"Methods whose pooling layers learn: {len(runs)}. With every seed their "
+            "parameters moved and the training loss fell."
         )
     return lines
 
