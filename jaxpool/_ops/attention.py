@@ -693,7 +693,7 @@ def _prr_weights(
     "other",
     weights=_prr_weights,
     camel="PRRAttentionPool",
-    compare=_ON_TOKENS,
+    compare={**_ON_TOKENS, "pre_norm": True, "post_norm": True},
 )
 def prr_attention_pool(
     x: ArrayLike,
