@@ -93,8 +93,9 @@ class Method:
 
     def _layers(self, op: PoolOp, x: Any, rngs: nnx.Rngs) -> list[Layer]:
         sizes = {name: size(x.shape) for name, size in _sizes(op).items()}
-        streams = {"rngs": rngs} if op.takes_key or op.weights else {}
         module = getattr(jaxpool.nnx, op.module_name)
+        takes = inspect.signature(module).parameters
+        streams = {"rngs": rngs} if "rngs" in takes else {}
         pool = module(**{**sizes, **self.options}, **streams)
         return [pool] if op.outputs == 1 else [pool, first]
 
