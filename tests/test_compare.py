@@ -668,6 +668,11 @@ def test_chance_tells_nothing_apart():
     assert not any(verdict.told_apart for verdict in verdicts(results).values())
 
 
+def test_few_wide_seeds_do_not_borrow_the_spread_of_many_narrow_ones():
+    results = scored(max=[90.0, 96.0], other=[99.0, 99.1, 98.9, 99.0, 99.1, 98.9])
+    assert not verdicts(results)["other"].told_apart
+
+
 def test_seeds_that_all_agree():
     results = scored(max=[96.0] * 3, same=[96.0] * 3, less=[95.0] * 3)
     told = {name: verdict.told_apart for name, verdict in verdicts(results).items()}
