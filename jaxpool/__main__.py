@@ -60,7 +60,8 @@ def _add_compare(commands) -> None:
         default="max, avg, lp, mixed, mixed_learned, stochastic, adaptive_avg, "
         "global_avg, stride, none",
         metavar="NAME,...",
-        help="what to compare, or all",
+        help="methods, families of ops (family:NAME where a method has that name) or "
+        "all",
     )
     option("--model", default="small", help="small, medium or large")
     option("--epochs", type=int, default=4, help="passes over the training images")

@@ -1,5 +1,6 @@
 """`jaxpool compare`: end to end through the command, on a data set made here."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,18 +15,23 @@ import numpy as np
 import pytest
 from flax import nnx
 from matplotlib.image import imread
+from scipy import stats
 
 import jaxpool.compare.run
 from jaxpool.__main__ import main
+from jaxpool._core.op import OPS
 from jaxpool.compare import DEFAULT_METHODS, compare, timing
 from jaxpool.compare.data import Dataset, load
-from jaxpool.compare.methods import all_methods, choose
+from jaxpool.compare.methods import Method, all_methods, choose, left_out
 from jaxpool.compare.model import build
 from jaxpool.compare.report import write_report
+from jaxpool.compare.results import accuracies
 from jaxpool.compare.settings import MODELS, Settings, UserError
 from jaxpool.compare.training import Program, State, compile_program, train
+from jaxpool.compare.verdict import conclusions, lessons, verdicts
 
 TRAIN, TEST, BATCH, SEEDS = 64, 35, 16, 2
+METHODS = all_methods()
 
 
 def make_arrays():
@@ -124,6 +130,7 @@ def test_json_holds_everything(finished, tiny):
         assert 0 < costs["inference_ms"]
         assert 0 < costs["train_step_ms"]
         assert 0 < costs["inference_bytes"] < costs["train_bytes"]
+        assert costs["learned"] == 0
     # A 3x3 convolution from 1 to 4 channels, then a dense layer for 3 classes.
     convolution = 9 * 4 + 4
     parameters = {n: e["costs"]["parameters"] for n, e in results["methods"].items()}
@@ -302,6 +309,7 @@ def test_resume_refuses_broken_results(text, tiny, tmp_path, capfd):
         ("--methods=maxx", "(did you mean max"),
         ("--methods=zzzz", "none, stride"),
         ("--methods=", "`methods` must be known"),
+        ("--methods=roi_align", "must fit into the network (roi_align: needs boxes)"),
     ],
 )
 def test_bad_options(option, message, tiny, tmp_path, capfd, monkeypatch):
@@ -451,29 +459,242 @@ def test_hugging_face_needs(monkeypatch):
         load("hf:mnist")
 
 
-@pytest.mark.parametrize("name", all_methods())
+def fitted(method, image_shape=(8, 8, 1)):
+    return build(method, image_shape, MODELS["small"], classes=3, seed=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_fits(name):
+    """Into images of the default size, too."""
+    for size in (8, 28):
+        images = jax.ShapeDtypeStruct((2, size, size, 1), np.float32)
+        logits = jax.eval_shape(
+            lambda x: fitted(METHODS[name], x.shape[1:])(x),
+            images,
+        )
+        assert logits.shape == (2, 3)
+
+
+def learns(method):
+    trainable = method.options.get("trainable", False)
+    arrays = method.op and (method.op.weights or getattr(method.op, "arrays", None))
+    return trainable or bool(arrays)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if learns(method) else pytest.mark.full)
+        for name, method in METHODS.items()
+    ],
+)
+@pytest.mark.usefixtures("quick_compilation")
 def test_every_method_trains(name, tiny):
-    settings = Settings(str(tiny), "small", epochs=1, batch=TRAIN, lr=1e-3)
-    program = compile_program(all_methods()[name], load(str(tiny)), settings)
+    """One image batch again and again: the loss falls, and what can learn moves."""
+    settings = Settings(str(tiny), "small", epochs=20, batch=TRAIN, lr=5e-3)
+    program = compile_program(METHODS[name], load(str(tiny)), settings)
     run = train(program, load(str(tiny)), settings, seed=0, on_step=lambda: None)
-    assert np.isfinite(run["loss"])
+    assert run["loss"] < run["first_loss"]
+    assert (run["moved"] is not None) == learns(METHODS[name])
+    assert run["moved"] is None or run["moved"] > 1e-3
+
+
+def test_every_op_is_a_method_or_said_to_be_none():
+    reasons = {name: why for why, names in left_out().items() for name in names}
+    assert reasons.keys() | METHODS.keys() >= {op.method for op in OPS.values()}
+    assert not reasons.keys() & METHODS.keys()
+    assert reasons["roi_align"] == "needs boxes"
+    assert reasons["quantized_max"] == "takes integers alone"
+
+
+def test_all_says_what_it_leaves_out(finished, tiny, capfd, monkeypatch):
+    monkeypatch.setattr(jaxpool.compare, "choose", lambda names: [METHODS["max"]])
+    assert main(command(tiny, finished, "--resume", methods="all")) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == len(left_out())
+    assert any(re.match(r"Left out: .*roi_align.* \(needs boxes\)", x) for x in lines)
+
+
+def test_families():
+    names = {name for name, method in METHODS.items() if method.op}
+    power = {n for n in names if METHODS[n].op.family == "power"}
+    assert {"lp", "global_gem_learned"} <= power
+    assert {method.name for method in choose(["power"])} == power
+    # The method has the name, also where its family does.
+    assert [method.name for method in choose(["stochastic"])] == ["stochastic"]
+    sampling = {n for n in names if METHODS[n].op.family == "stochastic"}
+    assert {method.name for method in choose(["family:stochastic"])} == sampling
+    chosen = [method.name for method in choose(["lp", "none", "power", "max"])]
+    assert chosen[:2] == ["lp", "none"]
+    assert chosen[-1] == "max"
+    assert len(chosen) == len(power) + 2
+
+
+def layers(model):
+    return [type(layer).__name__ for layer in model.layers]
+
+
+def parameters(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_where_methods_act():
+    """One block: layers follow it; heads see what max pools leave of it."""
+    convolution = 9 * 4 + 4
+    assert parameters(fitted(METHODS["max"])) == convolution + 4 * 4 * 4 * 3 + 3
+    head = fitted(METHODS["global_avg"])
+    assert parameters(head) == convolution + 4 * 3 + 3
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32)
+    seen = jaxpool.max_pool(nnx.relu(head.layers[0](x)), (2, 2), strides=(2, 2))
+    np.testing.assert_allclose(
+        head(x), head.layers[-1](seen.mean((1, 2))), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_first_of_several_outputs_counts():
+    op = dataclasses.replace(OPS["max_pool_with_argmax"], compare={})
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32)
+    both = [fitted(method)(x) for method in (Method("both", op), METHODS["max"])]
+    np.testing.assert_array_equal(*both)
+
+
+def test_methods_start_from_the_same_convolutions():
+    kernels = [
+        build(METHODS[name], (8, 8, 1), (4, 4), classes=3, seed=1).layers[i].kernel
+        for name, i in (("max", 3), ("map", 3), ("stochastic", 3))
+    ]
+    for kernel in kernels[1:]:
+        np.testing.assert_array_equal(kernel[...], kernels[0][...])
 
 
 def test_learned_methods_learn_more():
-    def parameters(name):
-        model = build(all_methods()[name], (8, 8, 1), (4, 4), classes=3, seed=0)
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    def count(name):
+        return parameters(fitted(METHODS[name]))
 
-    learned = [name for name in all_methods() if name.endswith("_learned")]
+    learned = [name for name in METHODS if name.endswith("_learned")]
     assert "mixed_learned" in learned
     for name in learned:
-        assert parameters(name) > parameters(name.removesuffix("_learned"))
+        assert count(name) > count(name.removesuffix("_learned"))
 
 
 def test_all_is_every_method():
-    assert choose(["all"]) == list(all_methods().values())
-    assert {*DEFAULT_METHODS} <= all_methods().keys()
+    assert choose(["all"]) == list(METHODS.values())
+    assert {*DEFAULT_METHODS} <= METHODS.keys()
     assert [method.name for method in choose(["max", "avg", "max"])] == ["max", "avg"]
+
+
+def oracle(**changes):
+    facts: dict = {
+        "init": lambda seed: State(None, None, None),
+        "step": lambda state, images, labels: (state, 0.0),
+        "infer": lambda params, rest, images: np.zeros((len(images), 2)),
+        "parameters": 0,
+        "learned": lambda state: np.zeros(0),
+    }
+    return Program(**{**facts, **changes})
+
+
+def test_what_a_run_records():
+    """Steps that count themselves: two parameters, of which one moves by 1 a step."""
+    images = np.zeros((40, 1, 1, 1), np.float32)
+    labels = np.zeros(40, int)
+    dataset = Dataset(images, labels, images, labels, classes=2)
+    settings = Settings("oracle", "small", epochs=5, batch=10, lr=1e-3)
+    program = oracle(
+        init=lambda seed: State(0, None, None),
+        step=lambda state, images, labels: (State(state[0] + 1, None, None), state[0]),
+        learned=lambda state: np.array([state.params, 7.0]),
+    )
+    run = train(program, dataset, settings, 0, lambda: None)
+    # The first two and the last two of 20 steps.
+    assert (run["first_loss"], run["loss"]) == (0.5, 18.5)
+    assert run["moved"] == pytest.approx(np.sqrt((20**2 + 0**2) / 2))
+    assert train(oracle(), dataset, settings, 0, lambda: None)["moved"] is None
+
+
+def scored(**methods):
+    """Results with these accuracies in percent; a method of two parts learns."""
+    entries = {
+        name: {
+            "runs": [
+                {"accuracy": score / 100, "first_loss": 2.0, "loss": 1.0, "moved": None}
+                for score in scores
+            ]
+        }
+        for name, scores in methods.items()
+    }
+    return {"methods": entries}
+
+
+def test_differences_larger_than_the_spread_are_told_apart():
+    results = scored(
+        max=[96.0, 96.2, 96.4],
+        same=[96.1, 96.3, 96.0],
+        wide=[90.0, 94.0, 98.0],
+        worse=[90.0, 90.2, 90.4],
+        better=[98.0, 98.2, 98.1],
+    )
+    found = verdicts(results)
+    assert {name for name, v in found.items() if v.told_apart} == {"worse", "better"}
+    assert found["worse"].difference == pytest.approx(-6)
+    lines = conclusions(results)
+    assert lines[:3] == [
+        "Better than max: better.",
+        "Worse than max: worse.",
+        "Not told apart from max: same, wide.",
+    ]
+    assert "With 3 seeds" in lines[-1]
+
+
+def test_no_difference_is_said_plainly():
+    results = scored(avg=[96.0, 96.2, 96.4], none=[96.1, 96.3, 96.0])
+    assert verdicts(results).keys() == {"none"}  # avg is the reference, being first
+    line = "No difference from avg is larger than the spread over seeds."
+    assert line in conclusions(results)
+    one = scored(max=[96.0], none=[50.0])
+    assert not verdicts(one)["none"].told_apart
+    assert any(line.startswith("One seed shows no spread") for line in conclusions(one))
+    assert conclusions(scored(max=[96.0])) == []
+
+
+def test_chance_tells_nothing_apart():
+    """Of 200 methods that are all the same, tests one by one would tell some apart."""
+    rng = np.random.default_rng(0)
+    names = ["max", *map("m{}".format, range(200))]
+    results = scored(**{name: rng.normal(90, 1, 3) for name in names})
+    base, *others = [accuracies(entry) for entry in results["methods"].values()]
+    alone = [stats.ttest_ind(own, base, equal_var=False).pvalue for own in others]
+    assert min(alone) < 0.05
+    assert not any(verdict.told_apart for verdict in verdicts(results).values())
+
+
+def test_few_wide_seeds_do_not_borrow_the_spread_of_many_narrow_ones():
+    results = scored(max=[90.0, 96.0], other=[99.0, 99.1, 98.9, 99.0, 99.1, 98.9])
+    assert not verdicts(results)["other"].told_apart
+
+
+def test_seeds_that_all_agree():
+    results = scored(max=[96.0] * 3, same=[96.0] * 3, less=[95.0] * 3)
+    told = {name: verdict.told_apart for name, verdict in verdicts(results).items()}
+    assert told == {"same": False, "less": True}
+
+
+def test_what_pooling_layers_learned_is_said(finished, tmp_path):
+    results = read(finished)
+    run = {"seed": 0, "accuracy": 0.5, "first_loss": 2.0, "loss": 1.5, "moved": 0.25}
+    results["methods"]["mixed_learned"] = {
+        "runs": [run, {**run, "seed": 1, "moved": 0.75}],
+        "costs": {**results["methods"]["max"]["costs"], "learned": 1},
+    }
+    write_report(tmp_path, results)
+    text = (tmp_path / "results.md").read_text("utf-8")
+    assert "| mixed_learned | 1 | 0.500 | 2.00 | 1.50 |" in text
+    assert "Methods whose pooling layers learn: 1. With every seed" in text
+    results["methods"]["mixed_learned"]["runs"][1] |= {"moved": 0.0, "loss": 2.5}
+    assert lessons(results) == [
+        "Methods whose training loss did not fall: mixed_learned.",
+        "Methods whose pooling layers' parameters did not move: mixed_learned.",
+    ]
 
 
 def test_accuracy_counts_every_test_image_once():
@@ -484,12 +705,7 @@ def test_accuracy_counts_every_test_image_once():
     settings = Settings("oracle", "small", epochs=1, batch=16, lr=1e-3)
 
     def accuracy(logits):
-        program = Program(
-            init=lambda seed: State(None, None, None),
-            step=lambda state, images, labels: (state, 0.0),
-            infer=lambda params, rest, images: logits(images.reshape(16)),
-            parameters=0,
-        )
+        program = oracle(infer=lambda params, rest, images: logits(images.reshape(16)))
         return train(program, dataset, settings, 0, lambda: None)["accuracy"]
 
     assert accuracy(lambda pixel: np.stack([1 - pixel, pixel], axis=1)) == 1

@@ -6,7 +6,7 @@ unchanged, so that signatures, docstrings and static types stay what they are.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 __all__ = ["OPS", "PoolOp", "Weight", "pool_op"]
@@ -38,6 +38,8 @@ class PoolOp:
       outputs: number of arrays that it returns.
       integer: whether `x` is int8 or uint8 and nothing else; without derivatives.
       camel: its modules' name, where the rule in `module_name` does not give it.
+      compare: what its module in `jaxpool compare` is built with, besides sizes; or,
+        as text, why it has no place there.
     """
 
     name: str
@@ -53,6 +55,7 @@ class PoolOp:
     outputs: int = 1
     integer: bool = False
     camel: str = ""
+    compare: Mapping[str, Any] | str = field(default_factory=dict)
 
     @property
     def module_name(self) -> str:

@@ -95,7 +95,12 @@ def adaptive_max_pool(
     return window_extremum(x, _bins("adaptive_max_pool", x, output_shape, axis), True)
 
 
-@pool_op("adaptive", "adaptive", outputs=2)
+@pool_op(
+    "adaptive",
+    "adaptive",
+    outputs=2,
+    compare="is another method with indices",
+)
 def adaptive_max_pool_with_argmax(
     x: ArrayLike, output_shape: OutputShape, *, axis: Ints | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +172,7 @@ _SELECT = {
 }
 
 
-@pool_op("adaptive", "other")
+@pool_op("adaptive", "other", compare="is another method by its argument")
 def select_adaptive_pool(
     x: ArrayLike,
     output_shape: OutputShape = 1,

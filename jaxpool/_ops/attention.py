@@ -85,6 +85,8 @@ __all__ = [
 _ATTENTION = ("q", "k", "v", "out")
 _HEAD = (*_ATTENTION, "query", "norm", "mlp_in", "mlp_out")
 _SPATIAL = (*_ATTENTION, "cls_token")
+# What `jaxpool compare` builds with: the pixels of a map are the tokens.
+_ON_TOKENS = {"num_heads": 4, "axis": (-3, -2)}
 
 
 def _attention_weights(
@@ -118,7 +120,7 @@ def _attention_weights(
     )
 
 
-@pool_op("attention", "other", weights=_attention_weights)
+@pool_op("attention", "other", weights=_attention_weights, compare=_ON_TOKENS)
 def attention_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -199,7 +201,13 @@ def _map_weights(
     )
 
 
-@pool_op("attention", "other", weights=_map_weights, camel="MAPPool")
+@pool_op(
+    "attention",
+    "other",
+    weights=_map_weights,
+    camel="MAPPool",
+    compare=_ON_TOKENS,
+)
 def map_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -303,7 +311,7 @@ def _latent_weights(
     )
 
 
-@pool_op("attention", "other", weights=_latent_weights)
+@pool_op("attention", "other", weights=_latent_weights, compare=_ON_TOKENS)
 def latent_attention_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -401,7 +409,13 @@ def _clip_weights(
     return fuse(sized(weights, sizes)) if fused else sized(weights, sizes)
 
 
-@pool_op("attention", "other", weights=_clip_weights, camel="CLIPAttentionPool")
+@pool_op(
+    "attention",
+    "other",
+    weights=_clip_weights,
+    camel="CLIPAttentionPool",
+    compare={"num_heads": 4},
+)
 def clip_attention_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -498,7 +512,7 @@ def _rotary_weights(
     return fuse(sized(weights, sizes)) if fused else sized(weights, sizes)
 
 
-@pool_op("attention", "other", weights=_rotary_weights)
+@pool_op("attention", "other", weights=_rotary_weights, compare={"num_heads": 1})
 def rotary_attention_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -590,7 +604,7 @@ def _sim_weights(
     )
 
 
-@pool_op("attention", "other", weights=_sim_weights)
+@pool_op("attention", "other", weights=_sim_weights, compare=_ON_TOKENS)
 def sim_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -674,7 +688,13 @@ def _prr_weights(
     )
 
 
-@pool_op("attention", "other", weights=_prr_weights, camel="PRRAttentionPool")
+@pool_op(
+    "attention",
+    "other",
+    weights=_prr_weights,
+    camel="PRRAttentionPool",
+    compare={**_ON_TOKENS, "pre_norm": True, "post_norm": True},
+)
 def prr_attention_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],

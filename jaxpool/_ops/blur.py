@@ -149,7 +149,7 @@ def max_blur_pool(
     return _blur(caller, largest, axes, steps, filter_size, convention, mode)
 
 
-@pool_op("blur", "other")
+@pool_op("blur", "other", compare={"filter_size": (3, 3)})
 def edge_aware_blur_pool(
     x: ArrayLike,
     filter_size: Ints,

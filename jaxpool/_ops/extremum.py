@@ -117,7 +117,7 @@ def min_pool(
     return window_extremum(x, geometry, False, where)
 
 
-@pool_op("extremum", "window", outputs=2)
+@pool_op("extremum", "window", outputs=2, compare="is another method with indices")
 def max_pool_with_argmax(
     x: ArrayLike,
     window_shape: Ints | None,

@@ -56,7 +56,14 @@ Shared = bool | Literal["channels"]
 Samples = ArrayLike | Sequence[float]
 
 
-@pool_op("fractional", "other", inputs=("x", "samples"), takes_key=True, monotone=True)
+@pool_op(
+    "fractional",
+    "other",
+    inputs=("x", "samples"),
+    takes_key=True,
+    monotone=True,
+    compare={"ratio": (1.5, 1.5)},
+)
 def fractional_max_pool(
     x: ArrayLike,
     output_shape: OutputShape = None,
@@ -134,7 +141,14 @@ def fractional_max_pool(
     return _largest(x, spans, lines, False)[0]
 
 
-@pool_op("fractional", "other", inputs=("x", "samples"), takes_key=True, outputs=2)
+@pool_op(
+    "fractional",
+    "other",
+    inputs=("x", "samples"),
+    takes_key=True,
+    outputs=2,
+    compare="is another method with indices",
+)
 def fractional_max_pool_with_argmax(
     x: ArrayLike,
     output_shape: OutputShape = None,
@@ -173,6 +187,7 @@ def fractional_max_pool_with_argmax(
     takes_key=True,
     linear=True,
     monotone=True,
+    compare={"ratio": (1.5, 1.5)},
 )
 def fractional_avg_pool(
     x: ArrayLike,

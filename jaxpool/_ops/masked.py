@@ -24,8 +24,10 @@ __all__ = [
     "weighted_max_pool",
 ]
 
+_UNMASKED = "is another method without a mask"
 
-@pool_op("masked", "window", outputs=2)
+
+@pool_op("masked", "window", outputs=2, compare=_UNMASKED)
 def masked_max_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -79,7 +81,7 @@ def masked_max_pool(
     return _masked(caller, y, x, geometry, where, rule)
 
 
-@pool_op("masked", "window", outputs=2, linear=True)
+@pool_op("masked", "window", outputs=2, linear=True, compare=_UNMASKED)
 def masked_avg_pool(
     x: ArrayLike,
     window_shape: Ints | None,

@@ -30,7 +30,13 @@ from jaxpool._ops.average import element_count, masked_mean, masked_sum
 __all__ = ["sequence_pool"]
 
 
-@pool_op("sequence", "other", inputs=("x", "lengths"), monotone=True)
+@pool_op(
+    "sequence",
+    "other",
+    inputs=("x", "lengths"),
+    monotone=True,
+    compare="takes sequences",
+)
 def sequence_pool(
     x: ArrayLike,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpool.compare.data import Dataset, load
-from jaxpool.compare.methods import choose
+from jaxpool.compare.methods import choose, left_out
 from jaxpool.compare.report import print_table, write_report
 from jaxpool.compare.results import FILE, Results, begin, read
 from jaxpool.compare.run import Run, progress_bar
@@ -48,7 +48,8 @@ def compare(
 
     Args:
       data: `mnist5k`, `digits`, `hf:NAME` or the path of an .npz file.
-      methods: names of methods, or `all`.
+      methods: names of methods or of families of ops (`family:NAME` where a method
+        has a family's name), or `all`.
       model: `small`, `medium` or `large`.
       epochs: passes over the training images.
       batch: images in one step, a multiple of the number of devices.
@@ -78,6 +79,10 @@ def compare(
     path.parent.mkdir(parents=True, exist_ok=True)
 
     with progress_bar() as progress:
+        if "all" in methods:
+            for reason, names in left_out().items():
+                line = f"Left out: {', '.join(names)} ({reason})"
+                progress.console.print(line, markup=False)
         run = Run(settings, dataset, results, path, progress)
         for method in progress.track(chosen, description="all methods"):
             run.train(method, seeds)

@@ -5,24 +5,26 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+import jaxpool
 import jaxpool.nnx
-from jaxpool._core.op import OPS, Kind, PoolOp
+from jaxpool._core.op import OPS, PoolOp
 from jaxpool.compare.settings import check
 
-__all__ = ["Method", "all_methods", "choose"]
+__all__ = ["Layer", "Method", "all_methods", "choose", "left_out"]
 
-Layer = Callable[[jax.Array], jax.Array]
+Layer = Callable[..., jax.Array]
 
-# How many arguments without a default an op of each kind may have: the size that
-# its module is built with, and nothing that only a user could choose.
-_SIZES = {"window": 1, "adaptive": 1, "global": 0}
-# And those of an op of another kind, if it has a stride like a window.
-_STRIDED = {"window_shape", "strides"}
+
+def halve(x: jax.Array) -> jax.Array:
+    """Returns the maxima of 2x2 windows of `x` [B, H, W, C]."""
+    return jaxpool.max_pool(x, (2, 2), strides=(2, 2))
 
 
 def keep(x: jax.Array) -> jax.Array:
@@ -40,93 +42,147 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
+def first(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """Returns the first of several arrays."""
+    return x
+
+
+_BASELINES: dict[str, Layer] = {"none": keep, "stride": every_second}
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to go from images to features between and after convolutions.
 
+    A method that makes maps smaller follows each block. Any other is a head: it acts
+    once, after the last block, and blocks are followed by `halve`.
+
     Attributes:
       name: what the user calls it.
-      kind: an op's kind, or the name of a baseline: decides where it acts.
-      module: the class of an op's layers.
-      options: keyword arguments of `module` besides sizes.
-      samples: whether `module` takes `rngs`.
+      op: None for a baseline.
+      options: keyword arguments of the op's module besides sizes.
     """
 
     name: str
-    kind: Kind | Literal["none", "stride"]
-    module: Any = None
+    op: PoolOp | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    samples: bool = False
 
-    def after_block(self, size: tuple[int, int], rngs: nnx.Rngs) -> Layer:
-        """Returns the layer that follows a block whose output has `size` pixels."""
-        if self.kind == "stride":
-            return every_second
-        if self.kind == "window":
-            return self._build(rngs, (2, 2), strides=(2, 2))
-        if self.kind == "other":
-            return self._build(rngs)
-        if self.kind == "adaptive":
-            return self._build(rngs, tuple(math.ceil(n / 2) for n in size))
-        return keep
+    def after_block(self, x: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> list[Layer]:
+        """Returns the layers that follow a block whose output is like `x`."""
+        if self.op is None:
+            return [_BASELINES[self.name]]
+        return self._layers(self.op, x, rngs) if self._shrinks else [halve]
 
-    def before_head(self, rngs: nnx.Rngs) -> Layer:
-        """Returns the layer that makes [B, features] of the last block's output."""
-        return self._build(rngs) if self.kind == "global" else flatten
+    def before_head(self, x: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> list[Layer]:
+        """Returns the layers that make [B, features] of the last block's output."""
+        if self.op is None or self._shrinks:
+            return [flatten]
+        return [*self._layers(self.op, x, rngs), flatten]
 
-    def _build(self, rngs: nnx.Rngs, *sizes: Any, **strides: Any) -> Layer:
-        sampling = {"rngs": rngs} if self.samples else {}
-        return self.module(*sizes, **strides, **self.options, **sampling)
+    @cached_property
+    def _shrinks(self) -> bool:
+        """Whether the op makes a map with fewer pixels of a map."""
+        x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
+
+        def pooled(x: jax.Array) -> jax.Array:
+            assert self.op is not None
+            return nnx.Sequential(*self._layers(self.op, x, nnx.Rngs(0)))(x)
+
+        y = jax.eval_shape(pooled, x)
+        return y.ndim == x.ndim and math.prod(y.shape[1:3]) < math.prod(x.shape[1:3])
+
+    def _layers(self, op: PoolOp, x: Any, rngs: nnx.Rngs) -> list[Layer]:
+        sizes = {name: size(x.shape) for name, size in _sizes(op).items()}
+        module = getattr(jaxpool.nnx, op.module_name)
+        takes = inspect.signature(module).parameters
+        streams = {"rngs": rngs} if "rngs" in takes else {}
+        pool = module(**{**sizes, **self.options}, **streams)
+        return [pool] if op.outputs == 1 else [pool, first]
 
 
 def all_methods() -> dict[str, Method]:
     """Returns every method by name: the baselines, then the ops in table order."""
-    methods = [Method("none", "none"), Method("stride", "stride")]
+    methods = [Method(name) for name in _BASELINES]
     for op in OPS.values():
-        if _fits(op):
+        if not _misfit(op):
             methods += _variants(op)
     return {method.name: method for method in methods}
 
 
+def left_out() -> dict[str, list[str]]:
+    """Returns the names that `all` does not stand for, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for op in OPS.values():
+        if reason := _misfit(op):
+            reasons.setdefault(reason, []).append(op.method)
+    return reasons
+
+
 def choose(names: Sequence[str]) -> list[Method]:
-    """Returns the methods of these names, each once; `all` stands for every one."""
-    available = all_methods()
+    """Returns the methods that these names stand for, each once.
+
+    A name stands for a method, for a family of ops, or, if it is `all`, for all. Where
+    a method and a family share a name it is the method's; `family:NAME` is the family.
+    """
+    methods = all_methods()
+    families: dict[str, list[Method]] = {}
+    for method in methods.values():
+        if method.op:
+            families.setdefault(method.op.family, []).append(method)
+    groups = {
+        **families,
+        **{f"family:{name}": family for name, family in families.items()},
+        **{name: [method] for name, method in methods.items()},
+        "all": list(methods.values()),
+    }
+    reasons = {name: why for why, those in left_out().items() for name in those}
     check(len(names) > 0, "methods", "must name at least one method", names)
-    if "all" in names:
-        return list(available.values())
     for name in names:
-        close = difflib.get_close_matches(name, available) or available
+        close = difflib.get_close_matches(name, groups) or methods
         rule = f"must be known (did you mean {', '.join(close)}?)"
-        check(name in available, "methods", rule, name)
-    return [available[name] for name in dict.fromkeys(names)]
-
-
-def _fits(op: PoolOp) -> bool:
-    """Whether a module of `op` can stand in the network with no further choices."""
-    required = _required(op)
-    strided = op.kind == "other" and {"strides"} <= required <= _STRIDED
-    sized = _SIZES.get(op.kind) == len(required)
-    plain = op.inputs == ("x",) and op.outputs == 1 and not op.integer
-    return plain and (sized or strided)
+        if name in reasons:
+            rule = f"must fit into the network ({name}: {reasons[name]})"
+        check(name in groups, "methods", rule, name)
+    return list({m.name: m for name in names for m in groups[name]}.values())
 
 
 def _required(op: PoolOp) -> set[str]:
     """The arguments without a default that a module of `op` is built with."""
     empty = inspect.Parameter.empty
-    return {name for name, p in op.config.items() if p.default is empty}
+    return {name for name, p in op.settings.items() if p.default is empty}
+
+
+def _sizes(op: PoolOp) -> dict[str, Callable[[Sequence[int]], Any]]:
+    """The sizes that a module of `op` is built with, of the shape [B, H, W, C]."""
+    known = {
+        "window_shape": lambda shape: (2, 2),
+        "strides": lambda shape: (2, 2),
+        "output_shape": lambda shape: tuple(-(-n // 2) for n in shape[1:3]),
+        "features": lambda shape: shape[-1],
+    }
+    wanted = _required(op) | ({"strides"} & op.settings.keys())
+    return {name: size for name, size in known.items() if name in wanted}
+
+
+def _misfit(op: PoolOp) -> str:
+    """Why a module of `op` cannot stand in the network; nothing if it can."""
+    if isinstance(op.compare, str):
+        return op.compare
+    if op.integer:
+        return "takes integers alone"
+    parameters = inspect.signature(op.fn).parameters
+    empty = inspect.Parameter.empty
+    missing = [n for n in op.inputs[1:] if parameters[n].default is empty]
+    missing += sorted(_required(op) - _sizes(op).keys() - op.compare.keys())
+    return f"needs {', '.join(missing)}" if missing else ""
 
 
 def _variants(op: PoolOp) -> list[Method]:
     """Returns an op's method, and a second one where it has something to learn."""
-    strided = dict.fromkeys(_required(op), (2, 2)) if op.kind == "other" else {}
-    variants: dict[str, dict[str, Any]] = {op.method: strided}
-    if op.learned:
-        variants = {
-            op.method: {"trainable": False},
-            f"{op.method}_learned": {"trainable": True},
-        }
-    module = getattr(jaxpool.nnx, op.module_name)
+    assert not isinstance(op.compare, str)
+    if not op.learned:
+        return [Method(op.method, op, op.compare)]
     return [
-        Method(name, op.kind, module, options, op.takes_key)
-        for name, options in variants.items()
+        Method(op.method, op, {**op.compare, "trainable": False}),
+        Method(f"{op.method}_learned", op, {**op.compare, "trainable": True}),
     ]

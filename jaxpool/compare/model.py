@@ -21,7 +21,7 @@ def build(
     """Returns a small CNN that differs between methods only where they act.
 
     Args:
-      method: what follows each block and what precedes the head.
+      method: what follows each block, or precedes the dense layer.
       image_shape: height, width and channels of an image.
       widths: channels of each block (3x3 convolution, ReLU, `method`).
       classes: number of logits.
@@ -32,17 +32,17 @@ def build(
       layer on all features, so that what pooling saves in parameters shows.
     """
     rngs = nnx.Rngs(seed)
+    own = nnx.Rngs(rngs())  # the convolutions' first weights are those of all methods
     layers: list[Layer] = []
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def add(*more: Layer) -> None:
+        nonlocal x
+        x = nnx.eval_shape(lambda model, x: model(x), nnx.Sequential(*more), x)
+        layers.extend(more)
+
     for width in widths:
-        layers += [nnx.Conv(x.shape[-1], width, (3, 3), rngs=rngs), nnx.relu]
-        layers.append(method.after_block(x.shape[1:3], rngs))
-        x = _output(layers[-3:], x)
-    layers.append(method.before_head(rngs))
-    x = _output(layers[-1:], x)
+        add(nnx.Conv(x.shape[-1], width, (3, 3), rngs=rngs), nnx.relu)
+        add(*method.after_block(x, own))
+    add(*method.before_head(x, own))
     return nnx.Sequential(*layers, nnx.Linear(x.shape[-1], classes, rngs=rngs))
-
-
-def _output(layers: list[Layer], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of what `layers` make of `x`."""
-    return nnx.eval_shape(lambda model, x: model(x), nnx.Sequential(*layers), x)

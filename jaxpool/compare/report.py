@@ -13,26 +13,30 @@ from rich.table import Table
 
 from jaxpool.compare.results import Results, accuracies, ranked, replace
 from jaxpool.compare.timing import ROUNDS
+from jaxpool.compare.verdict import (
+    Verdict,
+    conclusions,
+    learning,
+    lessons,
+    reference,
+    verdicts,
+)
 
 __all__ = ["print_table", "summary", "write_report"]
 
-_HEADER = (
-    "method",
-    "accuracy %",
-    "range %",
-    "inference ms",
-    "training ms",
-    "inference MB",
-    "training MB",
-    "params",
-)
 _NOTES = f"""\
-Accuracy: on all test images, the mean over seeds; range: the lowest and highest seed.
-ms: milliseconds for inference on one batch and for one training step, the median of \
-{ROUNDS} rounds that each run every method once.
+Accuracy: on all test images, the mean over seeds; range: the lowest and highest seed; \
+vs: the difference of means, * if told apart.
+ms: milliseconds for inference on one batch (infer) and for one training step, the \
+median of {ROUNDS} rounds that each run every method once.
 MB: 10^6 bytes that one device needs for one batch (arguments, results and temporary \
 values), as XLA planned it.
-Params: trained values, those of the dense head included."""
+Params: trained values, those of the dense head included; learned: the pooling layers' \
+share of them."""
+_LEARNED = """\
+Moved: the root mean square, over the pooling layers' parameters, of how far each is \
+from where it started.
+Loss: on training batches, the mean over the first and the last tenth of all steps."""
 
 _MISSING = "–"
 _BAR, _DOT, _SEED, _TEXT, _MUTED = "#b8c7d9", "#c4472f", "#e3a898", "#222222", "#777777"
@@ -44,8 +48,9 @@ _FAR = 10
 
 def print_table(results: Results) -> None:
     """Prints the results as a table on standard output."""
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, title=_title(results))
-    for name in _HEADER:
+    style: dict[str, Any] = {"padding": 0, "pad_edge": False, "show_edge": False}
+    table = Table(box=SIMPLE_HEAD, title=_title(results), **style)
+    for name in _header(results):
         table.add_column(
             name.replace(" ", "\n"),  # narrow enough for 80 columns
             justify="left" if name == "method" else "right",
@@ -55,6 +60,8 @@ def print_table(results: Results) -> None:
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
+    sentences = conclusions(results) + lessons(results)
+    console.print(*sentences, sep="\n", markup=False)
     console.print(_NOTES, style="dim")
 
 
@@ -92,9 +99,14 @@ def _subtitle(results: Results) -> str:
     )
 
 
+def _header(results: Results) -> list[str]:
+    costs = ("infer ms", "train ms", "infer MB", "train MB", "params", "learned")
+    return ["method", "accuracy %", "range %", f"vs {reference(results)}", *costs]
+
+
 def _rows(results: Results) -> list[list[str]]:
     """Returns the table's cells, best method first."""
-    rows = []
+    rows, found = [], verdicts(results)
     for name, entry in ranked(results):
         scores, costs = accuracies(entry), entry.get("costs", {})
         rows.append(
@@ -102,11 +114,13 @@ def _rows(results: Results) -> list[list[str]]:
                 name,
                 f"{statistics.mean(scores):.1f}",
                 f"{min(scores):.1f}–{max(scores):.1f}",
+                _difference(found.get(name)),
                 _number(costs.get("inference_ms")),
                 _number(costs.get("train_step_ms")),
                 _number(costs.get("inference_bytes"), 1e6),
                 _number(costs.get("train_bytes"), 1e6),
                 _number(costs.get("parameters")),
+                _number(costs.get("learned")),
             ]
         )
     return rows
@@ -122,11 +136,40 @@ def _number(value: float | None, unit: float = 1) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
+def _difference(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return _MISSING
+    return f"{verdict.difference:+.1f}{'*' if verdict.told_apart else ''}"
+
+
 def _markdown(results: Results) -> str:
-    lines = [_HEADER, ["---", *["---:"] * (len(_HEADER) - 1)], *_rows(results)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in _NOTES.splitlines())
-    return f"# {_title(results)}\n\n{_subtitle(results)}.\n\n{table}\n\n{notes}\n"
+    parts = [
+        f"# {_title(results)}",
+        f"{_subtitle(results)}.",
+        _table(_header(results), _rows(results)),
+        _list(_NOTES.splitlines()),
+    ]
+    if sentences := conclusions(results):
+        parts += ["## Differences and the spread over seeds", _list(sentences)]
+    if learned := learning(results):
+        header = ["method", "learned", "moved", "first loss", "last loss"]
+        rows = []
+        for name, means in learned:
+            count = results["methods"][name].get("costs", {}).get("learned")
+            rows.append([name, _number(count), *map(_number, means.values())])
+        notes = [*lessons(results), *_LEARNED.splitlines()]
+        title = "## What pooling layers learned"
+        parts += [title, _table(header, rows), _list(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _figure(results: Results) -> Figure:

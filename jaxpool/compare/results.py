@@ -35,8 +35,8 @@ Results = dict[str, Any]
 """The contents of results.json.
 
 `settings`, `data` and `environment` say what was compared where. `methods` maps each
-method's name to its `runs` (`seed`, `accuracy`, `loss`) and, once they are measured,
-its `costs` (see `jaxpool.compare.timing.measure`).
+method's name to its `runs` (see `jaxpool.compare.training.train`) and, once they are
+measured, its `costs` (see `jaxpool.compare.timing.measure`).
 """
 
 

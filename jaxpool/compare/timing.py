@@ -31,7 +31,8 @@ def measure(
     Returns:
       For each method `inference_ms` and `train_step_ms`, the median time of one
       batch in milliseconds; `inference_bytes` and `train_bytes`, the memory of one
-      batch on each device, or None where the backend does not tell; `parameters`.
+      batch on each device, or None where the backend does not tell; `parameters`, and
+      the pooling layers' share of them, `learned`.
     """
     _, split = shardings()
     images = jax.device_put(dataset.x_train[: settings.batch], split)
@@ -54,6 +55,7 @@ def measure(
             "inference_bytes": _memory(program.infer),
             "train_bytes": _memory(program.step),
             "parameters": program.parameters,
+            "learned": program.learned(states[name]).size,
         }
         for name, program in programs.items()
     }

@@ -14,6 +14,7 @@ from jaxpool.compare.data import Dataset
 from jaxpool.compare.methods import Method
 from jaxpool.compare.model import build
 from jaxpool.compare.settings import MODELS, Settings
+from jaxpool.nnx import PoolModule
 
 __all__ = [
     "Program",
@@ -42,12 +43,14 @@ class Program:
       step: (state, images, labels) -> (state, loss); the state is donated.
       infer: (params, rest, images) -> logits [B, classes].
       parameters: number of trained values.
+      learned: state -> the pooling layers' share of them [n].
     """
 
     init: Callable[[int], State]
     step: jax.stages.Compiled
     infer: jax.stages.Compiled
     parameters: int
+    learned: Callable[[State], np.ndarray]
 
 
 def shardings() -> tuple[NamedSharding, NamedSharding]:
@@ -96,6 +99,12 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
         model.eval()
         return model(images)
 
+    def learned(state: State) -> np.ndarray:
+        layers = nnx.merge(graph, state.params, state.rest, copy=True).layers
+        own = [nnx.state(n, nnx.Param) for n in layers if isinstance(n, PoolModule)]
+        # In a copy: the step is given the state's memory to write in.
+        return np.concatenate([np.zeros(0), *map(np.ravel, jax.tree.leaves(own))])
+
     state = init(0)
     images = jax.ShapeDtypeStruct((settings.batch, *dataset.image_shape), np.float32)
     labels = jax.ShapeDtypeStruct((settings.batch,), np.int32)
@@ -113,6 +122,7 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
         jit_step.lower(state, images, labels).compile(),
         jit_infer.lower(state.params, state.rest, images).compile(),
         sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        learned,
     )
 
 
@@ -122,28 +132,40 @@ def train(
     settings: Settings,
     seed: int,
     on_step: Callable[[], object],
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Trains from a seed, then tests.
 
     Each epoch visits the training images in a new order, and leaves out those that
     do not fill a batch.
 
     Returns:
-      The seed, the accuracy on all test images (0 to 1), and the loss of the last
-      training batch.
+      The seed; the accuracy on all test images (0 to 1); `first_loss` and `loss`, the
+      training loss over the first and the last tenth of all steps; and `moved`, the
+      root mean square of how far the pooling layers' parameters are from where they
+      started, None if they have none.
     """
     state = program.init(seed)
+    start = program.learned(state)
     rng = np.random.default_rng(seed)
     steps, batch = steps_per_epoch(dataset, settings), settings.batch
-    loss = np.nan
+    losses = []
     for _ in range(settings.epochs):
         order = rng.permutation(len(dataset.x_train))
         for rows in order[: steps * batch].reshape(steps, batch):
             images, labels = dataset.x_train[rows], dataset.y_train[rows]
             state, loss = program.step(state, images, labels)
+            losses.append(loss)
             on_step()
+    tenth = -(-len(losses) // 10)
+    moved = program.learned(state) - start
     accuracy = _accuracy(program, state, dataset, batch)
-    return {"seed": seed, "accuracy": accuracy, "loss": float(loss)}
+    return {
+        "seed": seed,
+        "accuracy": accuracy,
+        "first_loss": float(np.mean(losses[:tenth])),
+        "loss": float(np.mean(losses[-tenth:])),
+        "moved": float(np.sqrt(np.mean(moved**2))) if moved.size else None,
+    }
 
 
 def _accuracy(program: Program, state: State, dataset: Dataset, batch: int) -> float:

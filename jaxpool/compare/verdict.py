@@ -1,0 +1,130 @@
+"""What differs by more than chance, and what learned: said in sentences."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jaxpool.compare.results import Results, accuracies, ranked
+
+__all__ = ["Verdict", "conclusions", "learning", "lessons", "reference", "verdicts"]
+
+_LEVEL = 0.05
+
+
+class Verdict(NamedTuple):
+    """How a method's accuracy compares with the reference.
+
+    Attributes:
+      difference: of the means over seeds, in percentage points.
+      told_apart: whether that is more than the spread over seeds explains.
+    """
+
+    difference: float
+    told_apart: bool
+
+
+def reference(results: Results) -> str:
+    """Returns what the others are compared with: `max`, or else the first method."""
+    names = [name for name, _ in ranked(results)]
+    return (
+        "max" if "max" in names else next(n for n in results["methods"] if n in names)
+    )
+
+
+def verdicts(results: Results) -> dict[str, Verdict]:
+    """Compares each method that has a finished seed with the reference.
+
+    By Welch's t-test over seeds, which does not assume equal spreads, at a false
+    discovery rate (Benjamini and Hochberg) of 5 %: among many methods, tests one by
+    one would find some difference by chance alone.
+    """
+    name, entries = reference(results), dict(ranked(results))
+    scores = {n: accuracies(entry) for n, entry in entries.items()}
+    base = scores.pop(name)
+    tests = {n: _welch(own, base) for n, own in scores.items()}
+    found = stats.false_discovery_control([*tests.values()]) if tests else ()
+    mean = statistics.mean(base)
+    return {
+        n: Verdict(statistics.mean(scores[n]) - mean, bool(p <= _LEVEL))
+        for n, p in zip(tests, found, strict=True)
+    }
+
+
+def _welch(a: Sequence[float], b: Sequence[float]) -> float:
+    """Returns the p-value of a difference between means; 1 where none can be had."""
+    if min(len(a), len(b)) < 2:
+        return 1.0
+    parts = [(statistics.mean(s), statistics.stdev(s), len(s)) for s in (a, b)]
+    p = stats.ttest_ind_from_stats(*parts[0], *parts[1], equal_var=False).pvalue
+    return 1.0 if np.isnan(p) else float(p)  # NaN: all seeds of both are equal
+
+
+def conclusions(results: Results) -> list[str]:
+    """Returns sentences on which methods are told apart from the reference."""
+    name, found = reference(results), verdicts(results)
+    seeds = min(len(entry["runs"]) for _, entry in ranked(results))
+    if not found:
+        return []
+    groups = {
+        f"Better than {name}": [n for n, v in found.items() if v[1] and v[0] > 0],
+        f"Worse than {name}": [n for n, v in found.items() if v[1] and v[0] < 0],
+        f"Not told apart from {name}": [n for n, v in found.items() if not v[1]],
+    }
+    lines = [
+        f"{title}: {', '.join(those)}." for title, those in groups.items() if those
+    ]
+    if seeds < 2:
+        lines.append("One seed shows no spread: two or more can tell methods apart.")
+    elif not any(verdict.told_apart for verdict in found.values()):
+        lines.append(f"No difference from {name} is larger than the spread over seeds.")
+    lines.append(
+        "Told apart: by Welch's t-test over seeds at a false discovery rate of "
+        f"{_LEVEL:.0%} over all methods; the test images are always the same. With "
+        f"{seeds} seeds only differences of several times the spread show: not told "
+        "apart does not mean equal."
+    )
+    return lines
+
+
+def learning(results: Results) -> list[tuple[str, dict[str, float]]]:
+    """Returns means over seeds of each method whose pooling learns, in table order."""
+    keys = ("moved", "first_loss", "loss")
+    return [
+        (
+            name,
+            {key: statistics.mean(run[key] for run in entry["runs"]) for key in keys},
+        )
+        for name, entry in results["methods"].items()
+        if entry["runs"] and all(run.get("moved") is not None for run in entry["runs"])
+    ]
+
+
+def lessons(results: Results) -> list[str]:
+    """Returns sentences on whether every pooling layer that can learn did."""
+    runs = {n: results["methods"][n]["runs"] for n, _ in learning(results)}
+    if not runs:
+        return []
+    bad = {
+        "whose training loss did not fall": [
+            n for n, all_ in runs.items() if not all(_fell(run) for run in all_)
+        ],
+        "whose pooling layers' parameters did not move": [
+            n for n, all_ in runs.items() if not all(run["moved"] > 0 for run in all_)
+        ],
+    }
+    lines = [
+        f"Methods {what}: {', '.join(those)}." for what, those in bad.items() if those
+    ]
+    if not lines:
+        lines.append(
+            f"Methods whose pooling layers learn: {len(runs)}. With every seed their "
+            "parameters moved and the training loss fell."
+        )
+    return lines
+
+
+def _fell(run: dict[str, Any]) -> bool:
+    return run["loss"] < run["first_loss"]
