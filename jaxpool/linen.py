@@ -20,35 +20,35 @@ from jaxpool._core.op import OPS, PoolOp
 class PoolModule(nn.Module):
     """The base of all pooling modules: an op and its arguments."""
 
-    op: ClassVar[PoolOp]
+    _op: ClassVar[PoolOp]
     extra: ClassVar[tuple[tuple[str, Any], ...]] = ()
 
     def __post_init__(self) -> None:
         """Checks the window when the module is built."""
-        for field in map(_field, self.op.settings):
+        for field in map(_field, self._op.settings):
             object.__setattr__(self, field, freeze(getattr(self, field)))
-        validate(self.op, self._settings())
+        validate(self._op, self._settings())
         super().__post_init__()
 
     @nn.compact
     def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
         """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
-        return self.op.fn(*inputs, **named, **self._config(), **masks)
+        return self._op.fn(*inputs, **named, **self._config(), **masks)
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, _field(name)) for name in self.op.settings}
+        return {name: getattr(self, _field(name)) for name in self._op.settings}
 
     def _config(self) -> dict[str, Any]:
-        config = {name: getattr(self, _field(name)) for name in self.op.config}
-        if self.op.weights:
+        config = {name: getattr(self, _field(name)) for name in self._op.config}
+        if self._op.weights:
             config["params"] = {
                 name: self.param(name, initial, shape, jnp.float32)
-                for name, (shape, initial) in self.op.weights_for(
+                for name, (shape, initial) in self._op.weights_for(
                     self._settings()
                 ).items()
             }
-        for name in self.op.learned if getattr(self, "trainable", False) else ():
+        for name in self._op.learned if getattr(self, "trainable", False) else ():
             start = jnp.asarray(config[name], jnp.float32)
             features = getattr(self, "features", None)
             shape = start.shape if features is None else (features,)
@@ -78,7 +78,7 @@ class RandomPoolModule(PoolModule):
         if not deterministic and rng is None:
             rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
         sampling = {"key": rng, "deterministic": bool(deterministic)}
-        return self.op.fn(*inputs, **named, **self._config(), **masks, **sampling)
+        return self._op.fn(*inputs, **named, **self._config(), **masks, **sampling)
 
 
 def _field(argument: str) -> str:
@@ -90,7 +90,7 @@ def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
     fields = arguments(op, *base.extra).parameters.values()
     facts: dict[str, Any] = {
-        "op": op,
+        "_op": op,
         "__annotations__": {_field(f.name): Any for f in fields},
         "__doc__": document(op),
         "__module__": __name__,

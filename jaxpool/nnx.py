@@ -21,7 +21,7 @@ from jaxpool._core.window import fail
 class PoolModule(nnx.Module):
     """The base of all pooling modules: an op and its arguments."""
 
-    op: ClassVar[PoolOp]
+    _op: ClassVar[PoolOp]
     extra: ClassVar[tuple[tuple[str, Any], ...]] = ()
     __signature__: ClassVar[inspect.Signature]
 
@@ -29,32 +29,32 @@ class PoolModule(nnx.Module):
         try:
             bound = self.__signature__.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"`{self.op.module_name}`: {error}.") from None
+            raise TypeError(f"`{self._op.module_name}`: {error}.") from None
         bound.apply_defaults()
         config = {name: freeze(value) for name, value in bound.arguments.items()}
-        validate(self.op, config)
+        validate(self._op, config)
         trainable = config.pop("trainable", False)
-        features = config.pop("features", None) if self.op.learned else None
-        rngs = config.get("rngs") if self.op.takes_key else config.pop("rngs", None)
+        features = config.pop("features", None) if self._op.learned else None
+        rngs = config.get("rngs") if self._op.takes_key else config.pop("rngs", None)
         for name, value in config.items():
-            if trainable and name in self.op.learned:
+            if trainable and name in self._op.learned:
                 start = jnp.asarray(value, jnp.float32)
                 shape = start.shape if features is None else (features,)
                 value = nnx.Param(jnp.broadcast_to(start, shape))
             setattr(self, name, value)
-        for name, (shape, initial) in self.op.weights_for(config).items():
+        for name, (shape, initial) in self._op.weights_for(config).items():
             key = self._stream(rngs, "params")()
             setattr(self, name, nnx.Param(initial(key, shape, jnp.float32)))
 
     def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
         """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
-        return self.op.fn(*inputs, **named, **self._config(), **masks)
+        return self._op.fn(*inputs, **named, **self._config(), **masks)
 
     def _config(self) -> dict[str, Any]:
-        config = {name: _value(getattr(self, name)) for name in self.op.config}
-        if self.op.weights:
-            names = self.op.weights_for(vars(self))
+        config = {name: _value(getattr(self, name)) for name in self._op.config}
+        if self._op.weights:
+            names = self._op.weights_for(vars(self))
             config["params"] = {name: _value(getattr(self, name)) for name in names}
         return config
 
@@ -66,7 +66,7 @@ class PoolModule(nnx.Module):
             return rngs
         rule = "must be nnx.Rngs or nnx.RngStream, to draw the first weights from"
         error = ValueError if rngs is None else TypeError
-        raise fail(cls.op.module_name, "rngs", rule, rngs, error)
+        raise fail(cls._op.module_name, "rngs", rule, rngs, error)
 
 
 class RandomPoolModule(PoolModule):
@@ -85,7 +85,7 @@ class RandomPoolModule(PoolModule):
         elif rngs is None:
             self.rngs = nnx.data(None)
         else:
-            name, rule = self.op.module_name, "must be nnx.Rngs, nnx.RngStream or None"
+            name, rule = self._op.module_name, "must be nnx.Rngs, nnx.RngStream or None"
             raise TypeError(f"`{name}`: `rngs` {rule}; got {rngs!r}.")
 
     def __call__(
@@ -102,7 +102,7 @@ class RandomPoolModule(PoolModule):
             deterministic = self.deterministic
         key = None if deterministic else self._key(self.rngs if rngs is None else rngs)
         sampling = {"key": key, "deterministic": bool(deterministic)}
-        return self.op.fn(*inputs, **named, **self._config(), **masks, **sampling)
+        return self._op.fn(*inputs, **named, **self._config(), **masks, **sampling)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets `deterministic`, for `nnx.view`."""
@@ -117,7 +117,7 @@ class RandomPoolModule(PoolModule):
         if isinstance(rngs, jax.Array):
             return rngs
         raise ValueError(
-            f"`{self.op.module_name}`: sampling needs a key; (1) pass `rngs=` with the "
+            f"`{self._op.module_name}`: sampling needs a key; (1) pass `rngs=` with the "
             f"stream '{self.rng_collection}' to the constructor or the call, or (2) "
             f"pass `deterministic=True`, or call `eval()`; got rngs={rngs!r}."
         )
@@ -132,7 +132,7 @@ def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
     extra = base.extra if op.takes_key or not op.weights else (("rngs", None),)
     facts = {
-        "op": op,
+        "_op": op,
         "__signature__": arguments(op, *extra),
         "__doc__": document(op),
         "__module__": __name__,
