@@ -49,14 +49,14 @@ class Method:
       kind: an op's kind, or the name of a baseline: decides where it acts.
       module: the class of an op's layers.
       options: keyword arguments of `module` besides sizes.
-      samples: whether `module` takes `rngs`.
+      draws: whether `module` takes `rngs`.
     """
 
     name: str
     kind: Kind | Literal["none", "stride"]
     module: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    samples: bool = False
+    draws: bool = False
 
     def after_block(self, size: tuple[int, int], rngs: nnx.Rngs) -> Layer:
         """Returns the layer that follows a block whose output has `size` pixels."""
@@ -75,8 +75,8 @@ class Method:
         return self._build(rngs) if self.kind == "global" else flatten
 
     def _build(self, rngs: nnx.Rngs, *sizes: Any, **strides: Any) -> Layer:
-        sampling = {"rngs": rngs} if self.samples else {}
-        return self.module(*sizes, **strides, **self.options, **sampling)
+        source = {"rngs": rngs} if self.draws else {}
+        return self.module(*sizes, **strides, **self.options, **source)
 
 
 def all_methods() -> dict[str, Method]:
@@ -126,7 +126,8 @@ def _variants(op: PoolOp) -> list[Method]:
             f"{op.method}_learned": {"trainable": True},
         }
     module = getattr(jaxpool.nnx, op.module_name)
+    draws = op.takes_key or op.learned_arrays is not None
     return [
-        Method(name, op.kind, module, options, op.takes_key)
+        Method(name, op.kind, module, options, draws)
         for name, options in variants.items()
     ]
