@@ -198,8 +198,11 @@ def as_parameter(
     It is a scalar, one value a channel, or anything else that broadcasts to `x`.
     """
     parameter = jnp.asarray(value).astype(accumulation_dtype(x.dtype))
-    if parameter.ndim > x.ndim:
-        rule = f"must broadcast to the result, which has {x.ndim} axes"
+    tail = x.shape[x.ndim - parameter.ndim :]
+    if parameter.ndim > x.ndim or any(
+        m not in (1, n) for m, n in zip(parameter.shape, tail, strict=True)
+    ):
+        rule = f"must broadcast to {x.shape}"
         raise fail(caller, name, rule, parameter.shape)
     concrete = not isinstance(value, Tracer)
     if positive and concrete:

@@ -21,7 +21,7 @@ Layer = Callable[[jax.Array], jax.Array]
 # How many arguments without a default an op of each kind may have: the size that
 # its module is built with, and nothing that only a user could choose.
 _SIZES = {"window": 1, "adaptive": 1, "global": 0}
-# And those of an op of another kind, if it has a stride like a window.
+# And those that one of another kind may have, if it has a stride like a window.
 _STRIDED = {"window_shape", "strides"}
 
 
@@ -104,7 +104,7 @@ def choose(names: Sequence[str]) -> list[Method]:
 def _fits(op: PoolOp) -> bool:
     """Whether a module of `op` can stand in the network with no further choices."""
     required = _required(op)
-    strided = op.kind == "other" and {"strides"} <= required <= _STRIDED
+    strided = op.kind == "other" and "strides" in op.config and required <= _STRIDED
     sized = _SIZES.get(op.kind) == len(required)
     plain = op.inputs == ("x",) and op.outputs == 1 and not op.integer
     return plain and (sized or strided)
@@ -118,7 +118,8 @@ def _required(op: PoolOp) -> set[str]:
 
 def _variants(op: PoolOp) -> list[Method]:
     """Returns an op's method, and a second one where it has something to learn."""
-    strided = dict.fromkeys(_required(op), (2, 2)) if op.kind == "other" else {}
+    strided = dict.fromkeys({"strides", *_required(op)}, (2, 2))
+    strided = strided if op.kind == "other" else {}
     variants: dict[str, dict[str, Any]] = {op.method: strided}
     if op.learned:
         variants = {
