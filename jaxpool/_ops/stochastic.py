@@ -245,7 +245,6 @@ def s3_pool(
     x, geometry, _ = laid(caller, x, None, spec, ordered=True)
     given = Window.of(caller, window_shape, strides, axis=axis)
     axes, steps = given.resolve(x.ndim), given.strides
-    sizes = [static_size(caller, x.shape[a]) for a in axes]
     grids = steps if grid_shape is None else grid_shape
     grids = as_ints(caller, "grid_shape", grids, len(axes), 1)
     if any(g % s for g, s in zip(grids, steps, strict=True)):
@@ -255,6 +254,7 @@ def s3_pool(
         raise fail(caller, "shared", "must be True, False or 'channels'", shared)
     dtype = mean_dtype(x.dtype)
     x = window_extremum(x, geometry, True).astype(dtype)
+    sizes = [static_size(caller, x.shape[a]) for a in axes]
     cells = Geometry.of(Window.of(caller, steps, steps, axis=axes), x.shape)
     if deterministic:
         return masked_mean(x, cells, None, False).astype(dtype)
