@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.test_util import check_grads
@@ -93,12 +92,12 @@ def test_a_kernel_follows_its_axes(op):
     close(whole, one)
 
 
-@pytest.mark.parametrize("window", [(3, 2), (6, 7)])  # a window, and all there is
+@pytest.mark.parametrize("window", [(2, 1), (3, 3)])  # a window, and all there is
 def test_gradients_of_learned_arrays(window, x64):
-    x = X[:1].astype(np.float64)
-    shape = (*window, 3)
+    x = X[:1, :3, :3, :2].astype(np.float64)
+    shape = (*window, 2)
     gate, leaves, gates = (
-        arrays(i, *lead, *shape) / 4 for i, lead in enumerate(((), (4,), (3,)))
+        arrays(i, *lead, *shape) / 4 for i, lead in enumerate(((), (2,), (1,)))
     )
 
     def gated(x, gate):
@@ -109,8 +108,8 @@ def test_gradients_of_learned_arrays(window, x64):
 
     tolerance = {"eps": 1e-5, "rtol": 1e-5, "atol": 1e-5}
     doubles = [a.astype(jnp.float64) for a in (gate, leaves, gates)]
-    check_grads(jax.jit(gated), (x, doubles[0]), 2, ("fwd", "rev"), **tolerance)
-    check_grads(jax.jit(tree), (x, *doubles[1:]), 1, ("fwd", "rev"), **tolerance)
+    check_grads(jax.jit(gated), (x, doubles[0]), 1, ("rev",), **tolerance)
+    check_grads(jax.jit(tree), (x, *doubles[1:]), 1, ("rev",), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -138,20 +137,20 @@ def test_learned_blends_train_in_a_network():
     )
     before = jax.tree.leaves(nnx.state(model, nnx.Param))
     target = jnp.asarray([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
     @nnx.jit
-    def step(model, optimizer):
+    def step(model):
         loss, gradient = nnx.value_and_grad(
             lambda m: ((m(jnp.asarray(X)) - target) ** 2).mean()
         )(model)
-        optimizer.update(model, gradient)
+        state = nnx.state(model, nnx.Param)
+        nnx.update(model, jax.tree.map(lambda w, g: w - g * 0.1, state, gradient))
         return loss, gradient
 
-    loss, gradient = step(model, optimizer)
+    loss, gradient = step(model)
     assert all(np.any(g) for g in jax.tree.leaves(gradient))
     for _ in range(20):
-        last, _ = step(model, optimizer)
+        last, _ = step(model)
     assert last < 0.8 * loss
     shapes = [leaf.shape for leaf in before]
     assert {(2, 2, 4), (4, 2, 2), (3, 2, 2), ()} <= set(shapes)
