@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, validate
+from jaxpool._core.module import arguments, document, freeze, learned_shape, validate
 from jaxpool._core.op import OPS, PoolOp
 
 
@@ -41,17 +41,15 @@ class PoolModule(nn.Module):
 
     def _config(self) -> dict[str, Any]:
         config = {name: getattr(self, _field(name)) for name in self._op.config}
-        if self._op.weights:
-            config["params"] = {
-                name: self.param(name, initial, shape, jnp.float32)
-                for name, (shape, initial) in self._op.weights_for(
-                    self._settings()
-                ).items()
-            }
+        arrays = {
+            name: self.param(name, initial, shape, jnp.float32)
+            for name, (shape, initial) in self._op.weights_for(self._settings()).items()
+        }
+        config |= self._op.passed(arrays)
         for name in self._op.learned if getattr(self, "trainable", False) else ():
             start = jnp.asarray(config[name], jnp.float32)
             features = getattr(self, "features", None)
-            shape = start.shape if features is None else (features,)
+            shape = learned_shape(start.shape, features)
             initial = nn.initializers.constant(start)
             config[name] = self.param(name, initial, shape, jnp.float32)
         return config

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, validate
+from jaxpool._core.module import arguments, document, freeze, learned_shape, validate
 from jaxpool._core.op import OPS, PoolOp
 from jaxpool._core.window import fail
 
@@ -39,7 +39,7 @@ class PoolModule(nnx.Module):
         for name, value in config.items():
             if trainable and name in self._op.learned:
                 start = jnp.asarray(value, jnp.float32)
-                shape = start.shape if features is None else (features,)
+                shape = learned_shape(start.shape, features)
                 value = nnx.Param(jnp.broadcast_to(start, shape))
             setattr(self, name, value)
         for name, (shape, initial) in self._op.weights_for(config).items():
@@ -53,10 +53,9 @@ class PoolModule(nnx.Module):
 
     def _config(self) -> dict[str, Any]:
         config = {name: _value(getattr(self, name)) for name in self._op.config}
-        if self._op.weights:
-            names = self._op.weights_for(vars(self))
-            config["params"] = {name: _value(getattr(self, name)) for name in names}
-        return config
+        names = self._op.weights_for(vars(self))
+        arrays = {name: _value(getattr(self, name)) for name in names}
+        return {**config, **self._op.passed(arrays)}
 
     @classmethod
     def _stream(cls, rngs: Any, name: str) -> nnx.RngStream:
@@ -130,7 +129,7 @@ def _value(value: Any) -> Any:
 
 def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
-    extra = base.extra if op.takes_key or not op.weights else (("rngs", None),)
+    extra = base.extra if op.takes_key or not op.learned_arrays else (("rngs", None),)
     facts = {
         "_op": op,
         "__signature__": arguments(op, *extra),

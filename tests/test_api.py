@@ -106,6 +106,7 @@ def test_signature(name):
         "convert_indices": ["indices", "input_shape"],
         "output_shape": ["input_shape", *POSITIONAL[1:]],
         "fractional_boundaries": ["input_shape", "output_shape"],
+        "mean_over_keys": ["f", "key", "passes"],
         "QuantParams": ["scale", "zero_point", "dtype"],
         "quantize": ["x", "params"],
         "dequantize": ["q", "params"],
@@ -127,7 +128,7 @@ def test_signature(name):
     assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
     samples = {op.name for op in OPS.values() if op.takes_key}
     assert ("key" in {p.name for p in parameters}) == (
-        name in {*samples, "fractional_boundaries"}
+        name in {*samples, "fractional_boundaries", "mean_over_keys"}
     )
 
 

@@ -39,13 +39,21 @@ def at_call(case):
 
 def weights(case):
     """The arrays that the case's module learns."""
-    return case.function().keywords["params"] if case.op.weights else {}
+    given = case.function().keywords
+    if case.op.weights:
+        return given["params"]
+    return {name: given[name] for name in case.op.slots}
+
+
+def settings(case):
+    """What the module of an op with learned arrays is built with."""
+    return {k: v for k, v in case.kwargs.items() if k not in case.op.slots}
 
 
 def start(case, in_linen, x, **named):
     """The variables of the case's module in Linen, with the case's arrays."""
     variables = in_linen.init(jax.random.key(0), x, **named)
-    if not case.op.weights:
+    if not case.op.learned_arrays:
         return variables
     ours = {"params": weights(case)}
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, ours)
@@ -56,11 +64,8 @@ def both(case, **more):
     """The case's module in NNX and, bound to its parameters, in Linen."""
     given = {"deterministic", *case.op.inputs}
     fixed = {k: v for k, v in case.function().keywords.items() if k not in given}
-    if case.op.weights:
-        fixed = case.kwargs
-        rngs = {"rngs": nnx.Rngs(0)}
-    else:
-        rngs = {}
+    fixed = settings(case) if case.op.learned_arrays else fixed
+    rngs = {"rngs": nnx.Rngs(0)} if case.op.learned_arrays else {}
     sampling = {"deterministic": True} if case.op.takes_key else {}
     in_nnx = getattr(jaxpool.nnx, case.op.module_name)(
         **fixed, **sampling, **rngs, **more
@@ -110,7 +115,7 @@ def test_nnx_module_survives_its_framework(case):
     expected = module(x, **named)
     # What it learns is an argument of the compiled program, not a constant of it.
     learned = {name: getattr(module, name)[...] for name in case.op.learned}
-    learned |= {"params": weights(case)} if case.op.weights else {}
+    learned |= case.op.passed(weights(case))
     compiled = nnx.jit(lambda m, x: m(x, **named))(module, x)
     equal(compiled, jax.jit(lambda x, p: case.function(**p)(x))(x, learned))
     equal(nnx.merge(*nnx.split(module))(x, **named), expected)
@@ -152,7 +157,7 @@ def test_learned_parameters(name):
 
 
 every_weighted_op = pytest.mark.parametrize(
-    "case", [c for c in typical() if c.op.weights], ids=lambda c: c.op.name
+    "case", [c for c in typical() if c.op.learned_arrays], ids=lambda c: c.op.name
 )
 
 
@@ -161,12 +166,12 @@ def test_learned_arrays(case):
     x = case.input()
     arrays = case.op.weights_for(vars(both(case)[0]))
     modules = [
-        getattr(jaxpool.nnx, case.op.module_name)(**case.kwargs, rngs=nnx.Rngs(seed))
+        getattr(jaxpool.nnx, case.op.module_name)(**settings(case), rngs=nnx.Rngs(seed))
         for seed in (0, 0, 1)
     ]
     states = [nnx.state(m, nnx.Param) for m in modules]
     first, again, other = (nnx.to_pure_dict(s) for s in states)
-    in_linen = getattr(jaxpool.linen, case.op.module_name)(**case.kwargs)
+    in_linen = getattr(jaxpool.linen, case.op.module_name)(**settings(case))
     variables = in_linen.init(jax.random.key(0), x)["params"]
     assert first.keys() == variables.keys() == arrays.keys()
     for name, (shape, initial) in arrays.items():
@@ -178,7 +183,7 @@ def test_learned_arrays(case):
         assert (np.asarray(first[name]) == other[name]).all() == fixed
 
     def loss(params):
-        return jnp.sum(case.function(params=params)(x) ** 2)
+        return jnp.sum(case.function(**case.op.passed(params))(x) ** 2)
 
     expected = jax.grad(loss)(first)
     of_nnx = nnx.grad(lambda m: jnp.sum(m(x) ** 2))(modules[0])

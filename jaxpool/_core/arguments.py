@@ -28,6 +28,8 @@ __all__ = [
     "as_modes",
     "as_parameter",
     "countable",
+    "kernel_shape",
+    "kernel_taps",
     "laid",
     "output_axes",
     "over",
@@ -196,8 +198,11 @@ def as_parameter(
     It is a scalar, one value a channel, or anything else that broadcasts to `x`.
     """
     parameter = jnp.asarray(value).astype(accumulation_dtype(x.dtype))
-    if parameter.ndim > x.ndim:
-        rule = f"must broadcast to the result, which has {x.ndim} axes"
+    tail = x.shape[x.ndim - parameter.ndim :]
+    if parameter.ndim > x.ndim or any(
+        m not in (1, n) for m, n in zip(parameter.shape, tail, strict=True)
+    ):
+        rule = f"must broadcast to {x.shape}"
         raise fail(caller, name, rule, parameter.shape)
     concrete = not isinstance(value, Tracer)
     if positive and concrete:
@@ -205,3 +210,57 @@ def as_parameter(
         if not np.all((numbers > 0) & np.isfinite(numbers)):
             raise fail(caller, name, "must be finite and greater than 0", value)
     return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+
+
+def kernel_shape(
+    caller: str,
+    window_shape: Ints | None,
+    axis: Ints | None = None,
+    features: int | None = None,
+    lead: tuple[int, ...] = (),
+) -> tuple[int, ...]:
+    """The shape of an array with a value for each place of a window, for a module.
+
+    That is `[*lead, *window]`, or `[*lead, *window, features]`.
+    """
+    shape = Window.of(caller, window_shape, axis=axis).shape
+    if shape is None:
+        rule = "must be given, as what is learned has a value for each place of it"
+        raise fail(caller, "window_shape", rule, window_shape)
+    channels = () if features is None else (as_int(caller, "features", features, 1),)
+    return (*lead, *shape, *channels)
+
+
+def kernel_taps(
+    caller: str,
+    name: str,
+    values: ArrayLike,
+    x: jax.Array,
+    geometry: Geometry,
+    axis: Ints | None,
+    lead: tuple[int, ...] = (),
+) -> jax.Array:
+    """Returns an array with a value for each place of a window as `[*lead, taps, ...]`.
+
+    Given is `[*lead, *window]`, the window's axes in the order of `axis`, or, with one
+    value a channel, `[*lead, *window, C]`; channels are the last axis that is not
+    pooled. Taps are in row-major order, as in `window_taps`. The axes after them are
+    those of `x`, of size 1 but for channels; the dtype is what `x` accumulates in.
+    """
+    kernel = as_array(caller, values, name, ordered=True)
+    given = geometry.pooled if axis is None else resolve_axes(caller, axis, x.ndim)
+    size_of = {a.axis: a.window for a in geometry.axes}
+    expected = (*lead, *(size_of[a] for a in given))
+    channel = [a for a in range(-x.ndim, 0) if a not in given][-1:]
+    n, shape = len(expected), [1] * x.ndim
+    extra = kernel.shape[n:]
+    known = ((), (1,) * len(channel), tuple(x.shape[a] for a in channel))
+    if kernel.shape[:n] != expected or extra not in known:
+        rule = f"must have the shape {expected}, or a channel axis behind it"
+        raise fail(caller, name, rule, kernel.shape)
+    for a, size in zip(channel, extra, strict=False):
+        shape[a] = size
+    order = [len(lead) + i for i in sorted(range(len(given)), key=given.__getitem__)]
+    axes = (*range(len(lead)), *order, *range(n, kernel.ndim))
+    kernel = jnp.transpose(kernel.astype(accumulation_dtype(x.dtype)), axes)
+    return kernel.reshape(*lead, geometry.taps, *shape)

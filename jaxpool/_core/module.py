@@ -6,12 +6,13 @@ from typing import Any
 from jaxpool._core.op import PoolOp
 from jaxpool._core.window import Window
 
-__all__ = ["arguments", "document", "freeze", "validate"]
+__all__ = ["arguments", "document", "freeze", "learned_shape", "validate"]
 
 
 def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
     """The constructor's arguments: the op's settings, then keyword-only `extra`."""
-    own = list(op.settings.values())
+    # Sorted, as those by position come from two functions.
+    own = sorted(op.settings.values(), key=lambda p: p.kind)
     if op.learned:
         extra = (("trainable", True), ("features", None), *extra)
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -26,14 +27,15 @@ def document(op: PoolOp) -> str:
     if op.learned:
         text.append(
             f"Learns `{'`, `'.join(op.learned)}`, from the value given: one number, or "
-            "one a channel with `features=C`; fixed with `trainable=False`."
+            "as many as it has; one a channel with `features=C`; fixed with "
+            "`trainable=False`."
         )
-    if op.weights:
+    if op.learned_arrays:
         text.append(
-            "Learns the arrays of `params`, in float32; its arguments beyond the "
-            "function's say which, and how large they are."
+            f"Learns the arrays of `{'`, `'.join(op.slots)}`, in float32; its own "
+            "arguments, beyond the function's, say which, and how large they are."
         )
-        text += ["", inspect.getdoc(op.weights) or ""]
+        text += ["", inspect.getdoc(op.learned_arrays) or ""]
     if op.takes_key:
         text.append(
             "Samples as the framework's `Dropout` does: with a key of the stream "
@@ -52,6 +54,11 @@ def freeze(value: Any) -> Any:
 def validate(op: PoolOp, config: dict[str, Any]) -> None:
     """Raises for bad sizes when the module is built, not when it is called."""
     op.weights_for(config)
-    if op.kind == "window":
-        spec = [n for n in inspect.signature(Window.of).parameters if n != "caller"]
+    spec = {n for n in inspect.signature(Window.of).parameters if n != "caller"}
+    if spec <= config.keys():
         Window.of(op.module_name, **{name: config[name] for name in spec})
+
+
+def learned_shape(start: tuple[int, ...], features: int | None) -> tuple[int, ...]:
+    """The shape of a learned argument whose first value has the shape `start`."""
+    return start if features is None else (*start[:-1], features)

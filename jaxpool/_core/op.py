@@ -33,6 +33,8 @@ class PoolOp:
       learned: arguments that a module can learn, a scalar or one value a channel.
       weights: for a function that takes learned arrays in a mapping `params`: the
         function that says which, by name, from further arguments of a module.
+      arrays: the same for a function that takes each learned array as an argument of
+        its own: all keywords that have no default.
       linear: y(ax + bz) = a y(x) + b y(z).
       monotone: x <= z everywhere implies y(x) <= y(z).
       outputs: number of arrays that it returns.
@@ -50,6 +52,7 @@ class PoolOp:
     takes_key: bool = False
     learned: tuple[str, ...] = ()
     weights: Callable[..., dict[str, Weight]] | None = None
+    arrays: Callable[..., dict[str, Weight]] | None = None
     linear: bool = False
     monotone: bool = False
     outputs: int = 1
@@ -70,8 +73,7 @@ class PoolOp:
     @property
     def config(self) -> dict[str, inspect.Parameter]:
         """The function's arguments that a module fixes when it is built."""
-        at_call = {*self.inputs, "where", "key", "deterministic"}
-        at_call |= {"params"} if self.weights else set()
+        at_call = {*self.inputs, *self.slots, "where", "key", "deterministic"}
         parameters = inspect.signature(self.fn).parameters
         return {n: p for n, p in parameters.items() if n not in at_call}
 
@@ -80,15 +82,34 @@ class PoolOp:
         """All that a module fixes when it is built: `config`, and for its weights."""
         return {**self._sizes, **self.config}
 
+    @property
+    def learned_arrays(self) -> Callable[..., dict[str, Weight]] | None:
+        """The function that says which arrays a module learns, however it is called."""
+        return self.weights or self.arrays
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The arguments that take learned arrays: one for all, or one for each."""
+        if self.weights:
+            return ("params",)
+        given = inspect.signature(self.fn).parameters.values() if self.arrays else ()
+        required = (p for p in given if p.default is p.empty)
+        return tuple(p.name for p in required if p.kind is p.KEYWORD_ONLY)
+
     def weights_for(self, settings: Mapping[str, Any]) -> dict[str, Weight]:
         """The learned arrays of a module with these settings."""
-        if self.weights is None:
+        if self.learned_arrays is None:
             return {}
-        return self.weights(**{name: settings[name] for name in self._sizes})
+        return self.learned_arrays(**{name: settings[name] for name in self._sizes})
+
+    def passed(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by which the function takes these learned arrays."""
+        return {"params": arrays} if self.weights else arrays
 
     @property
     def _sizes(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.weights).parameters if self.weights else {}
+        sizes = self.learned_arrays
+        return inspect.signature(sizes).parameters if sizes else {}
 
     @property
     def takes_where(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import laid, whole
-from jaxpool._core.engine import window_sum
+from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
@@ -22,6 +22,7 @@ from jaxpool._core.numerics import (
     sum_dtype,
 )
 from jaxpool._core.op import pool_op
+from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, fail
 
 __all__ = ["avg_pool", "global_avg_pool", "global_sum_pool", "sum_pool"]
@@ -211,3 +212,22 @@ def _mean_of_jvp(geometry, count, primals, tangents):
     # Divided first, so that the transpose divides last: XLA then does it in one pass
     # with the sums, instead of keeping the quotients.
     return _mean_of(x, geometry, count), window_sum(tangent / count, geometry)
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """`x` in the dtype that means of it add up in."""
+    x = x.astype(mean_dtype(x.dtype))
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def highest_and_mean(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Maximum and mean in the dtype they add up in; 0 for windows without elements."""
+    x = widened(x)
+    highest = window_extremum(x, geometry, True, where)
+    mean = masked_mean(x, geometry, where, False)
+    if where is None and not holds_nothing(geometry):
+        return highest, mean
+    counts = element_count(x.dtype, x.ndim, geometry, where, False)
+    return jnp.where(counts > 0, highest, 0), mean

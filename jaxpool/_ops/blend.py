@@ -1,27 +1,45 @@
-"""Blends of maximum and mean.
+"""Blends of maximum and mean, and of learned sums.
 
-Mixed pooling weighs the two with one number, fixed or learned; the global forms that
-classifiers use take half of each, or keep both side by side.
+Mixed pooling weighs the two with numbers, fixed or learned; gated pooling computes the
+weight from the window itself; a tree of such gates blends learned sums instead. The
+global forms that classifiers use take half of each, or keep both side by side.
 
 References:
   Chen-Yu Lee, Patrick Gallagher, Zhuowen Tu: Generalizing Pooling Functions in
   Convolutional Neural Networks: Mixed, Gated, and Tree, 2016.
 """
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_parameter, laid, whole
-from jaxpool._core.engine import window_extremum
+from jaxpool._core.arguments import (
+    as_array,
+    as_parameter,
+    kernel_shape,
+    kernel_taps,
+    laid,
+    whole,
+)
+from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
-from jaxpool._core.stages import holds_nothing
-from jaxpool._core.window import Ints, Padding
-from jaxpool._ops.average import element_count, masked_mean
+from jaxpool._core.numerics import mean_dtype
+from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.window import Ints, Padding, as_int, fail
+from jaxpool._ops.average import highest_and_mean, widened
 
-__all__ = ["global_avgmax_pool", "global_catavgmax_pool", "mixed_pool"]
+__all__ = [
+    "gated_pool",
+    "global_avgmax_pool",
+    "global_catavgmax_pool",
+    "mixed_pool",
+    "tree_pool",
+]
 
 
 @pool_op("blend", "window", learned=("alpha",))
@@ -32,6 +50,7 @@ def mixed_pool(
     padding: Padding = "VALID",
     *,
     alpha: ArrayLike = 0.5,
+    squash: bool = False,
     window_dilation: Ints = 1,
     ceil_mode: bool = False,
     axis: Ints | None = None,
@@ -49,22 +68,205 @@ def mixed_pool(
       x: `[B..., S..., C]` as in :func:`max_pool`.
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`.
-      alpha: the weight of the maximum: a scalar, one value a channel, or whatever
-        broadcasts to the result. It is not confined to [0, 1].
+      alpha: the weight of the maximum: a scalar, one value a channel `[C]`, one a
+        region `[O..., 1]`, or whatever broadcasts to the result. It is not confined to
+        [0, 1].
+      squash: whether to take the logistic function of `alpha` instead, which is: then 0
+        weighs both alike.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
       without elements gives 0.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`.
+      ValueError, TypeError: as in :func:`max_pool`, and for an `alpha` that does not
+        broadcast.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 4.0])[:, None]
+      >>> mixed_pool(x, (2,), alpha=0.25).item(), mixed_pool(x, (2,), alpha=1.0).item()
+      (2.5, 4.0)
+      >>> mixed_pool(x, (2,), alpha=0.0, squash=True).item()
+      3.0
     """
+    caller = "mixed_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("mixed_pool", x, where, spec, ordered=True)
-    highest, mean = _highest_and_mean(x, geometry, where)
-    weight = as_parameter("mixed_pool", "alpha", alpha, highest)
-    y = weight * highest + (1 - weight) * mean
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    highest, mean = highest_and_mean(x, geometry, where)
+    if not isinstance(squash, bool):
+        raise fail(caller, "squash", "must be True or False", squash, TypeError)
+    weight = as_parameter(caller, "alpha", alpha, highest)
+    y = _blended(jax.nn.sigmoid(weight) if squash else weight, highest, mean)
     return y.astype(mean_dtype(x.dtype))
+
+
+def _gate(
+    window_shape: Ints, *, axis: Ints | None = None, features: int | None = None
+) -> dict[str, Weight]:
+    """The gate starts at 0: half maximum, half mean.
+
+    Args:
+      features: channels C of the input, for a gate a channel; None for one for all.
+    """
+    shape = kernel_shape("GatedPool", window_shape, axis, features)
+    return {"gate": (shape, initializers.zeros)}
+
+
+@pool_op("blend", "other", arrays=_gate)
+def gated_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    gate: ArrayLike,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Maximum and mean of each window, blended as the window says; strides are 1.
+
+    .. math:: y_o = s_o \max_{i \in W(o)} x_i
+        + (1 - s_o) \frac{1}{n_o} \sum_{i \in W(o)} x_i, \qquad
+        s_o = \frac{1}{1 + e^{-z_o}}, \quad z_o = \sum_{i \in W(o)} \omega_i x_i
+
+    with one weight :math:`\omega` for each place of the window. What is no element
+    (padding, or hidden by a mask) adds nothing to :math:`z_o` and does not count in
+    :math:`n_o`. Gradient: that of the formula, in the gate too; the maximum's goes to
+    the first of equals.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      gate: :math:`\omega`, of the shape of the window, or `[*window, C]` with a gate a
+        channel. 0 everywhere weighs maximum and mean alike.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for a gate of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 4.0])[:, None]
+      >>> gated_pool(x, (2,), gate=jnp.array([0.0, 0.0])).item()
+      3.0
+      >>> gated_pool(x, (2,), gate=jnp.array([0.0, 9.0])).item()
+      4.0
+    """
+    caller = "gated_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    dtype, x = mean_dtype(x.dtype), widened(x)
+    kernel = kernel_taps(caller, "gate", gate, x, geometry, axis)
+    (logit,) = _weighted_sums(x, geometry, where, kernel[None])
+    y = _blended(jax.nn.sigmoid(logit), *highest_and_mean(x, geometry, where))
+    return y.astype(dtype)
+
+
+def _tree(
+    window_shape: Ints,
+    *,
+    axis: Ints | None = None,
+    depth: int = 2,
+    features: int | None = None,
+) -> dict[str, Weight]:
+    """Leaves start at the mean plus Gaussian noise of deviation 0.1, gates at 0.
+
+    The authors' code has that noise alone, in the gates too. Without any, all leaves
+    would stay equal.
+
+    Args:
+      depth: how many gates lie above each leaf; there are `2**depth` leaves.
+      features: channels C of the input, for a tree a channel; None for one for all.
+    """
+    caller = "TreePool"
+    leaves = 2 ** as_int(caller, "depth", depth, 0)
+    window = kernel_shape(caller, window_shape, axis, features)
+    taps = math.prod(kernel_shape(caller, window_shape, axis))
+
+    def noisy_mean(key, shape, dtype):
+        return 1 / taps + 0.1 * jax.random.normal(key, shape, dtype)
+
+    return {
+        "leaves": ((leaves, *window), noisy_mean),
+        "gates": ((leaves - 1, *window), initializers.zeros),
+    }
+
+
+@pool_op("blend", "other", arrays=_tree)
+def tree_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    leaves: ArrayLike,
+    gates: ArrayLike,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Learned sums of each window, blended by a tree of gates; strides are 1.
+
+    .. math:: y_o = f_0, \qquad f_k = \begin{cases}
+        s_k f_{2 k + 1} + (1 - s_k) f_{2 k + 2} & k < 2^d - 1 \\
+        \sum_{i \in W(o)} v_{k - 2^d + 1, i} x_i & k \ge 2^d - 1 \end{cases}, \qquad
+        s_k = \frac{1}{1 + e^{-z_k}}, \quad z_k = \sum_{i \in W(o)} \omega_{k, i} x_i
+
+    for a tree of depth d, counted from its root level by level and from left to right:
+    node k has the nodes 2 k + 1 (left) and 2 k + 2 (right) below it, and behind all
+    gates :math:`\omega` come the leaves :math:`v`. What is no element (padding, or
+    hidden by a mask) adds nothing to any sum. Gradient: that of the formula.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      leaves: :math:`v`, `[2**d, *window]`, or `[2**d, *window, C]` with a tree a
+        channel.
+      gates: :math:`\omega`, `[2**d - 1, *window]` or `[2**d - 1, *window, C]`.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for leaves or gates of other
+        shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 4.0])[:, None]
+      >>> leaves = jnp.array([[0.5, 0.5], [0.0, 1.0]])  # the mean, and the last
+      >>> tree_pool(x, (2,), leaves=leaves, gates=jnp.zeros((1, 2))).item()
+      3.0
+    """
+    caller = "tree_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    dtype, x = mean_dtype(x.dtype), widened(x)
+    leaves = as_array(caller, leaves, "leaves", ordered=True)
+    count = (*leaves.shape, 0)[0]
+    if count < 1 or count & (count - 1):
+        rule = "must have a power of two along its first axis"
+        raise fail(caller, "leaves", rule, leaves.shape)
+    kernels = [
+        kernel_taps(caller, name, values, x, geometry, axis, (n,))
+        for name, values, n in (("leaves", leaves, count), ("gates", gates, count - 1))
+    ]
+    nodes, logits = (_weighted_sums(x, geometry, where, k) for k in kernels)
+    while len(nodes) > 1:  # the lowest level of gates is the last one
+        pairs, logits = logits[-len(nodes) // 2 :], logits[: -len(nodes) // 2]
+        shares = map(jax.nn.sigmoid, pairs)
+        nodes = list(map(_blended, shares, nodes[::2], nodes[1::2]))
+    return nodes[0].astype(dtype)
 
 
 @pool_op("blend", "global", monotone=True)
@@ -83,7 +285,7 @@ def global_avgmax_pool(
     0 where nothing takes part.
     """
     x, geometry, where = whole("global_avgmax_pool", x, where, axis, ordered=True)
-    highest, mean = _highest_and_mean(x, geometry, where)
+    highest, mean = highest_and_mean(x, geometry, where)
     y = ((highest + mean) / 2).astype(mean_dtype(x.dtype))
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
 
@@ -109,21 +311,36 @@ def global_catavgmax_pool(
     """
     caller = "global_catavgmax_pool"
     x, geometry, where = whole(caller, x, where, axis, ordered=True)
-    highest, mean = _highest_and_mean(x, geometry, where)
+    highest, mean = highest_and_mean(x, geometry, where)
     channel = max(set(range(-x.ndim, 0)) - set(geometry.pooled))
     y = jnp.concatenate([mean, highest], channel).astype(mean_dtype(x.dtype))
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
 
 
-def _highest_and_mean(
-    x: jax.Array, geometry: Geometry, where: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Maximum and mean in the dtype they add up in; 0 for windows without elements."""
-    x = x.astype(mean_dtype(x.dtype))
-    x = x.astype(accumulation_dtype(x.dtype))
-    highest = window_extremum(x, geometry, True, where)
-    mean = masked_mean(x, geometry, where, False)
-    if where is None and not holds_nothing(geometry):
-        return highest, mean
-    counts = element_count(x.dtype, x.ndim, geometry, where, False)
-    return jnp.where(counts > 0, highest, 0), mean
+def _blended(share: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    return share * first + (1 - share) * second
+
+
+def _weighted_sums(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, kernels: jax.Array
+) -> list[jax.Array]:
+    """Each window's sums with several sets of weights, `[sets, taps, ...]`."""
+    x, geometry, _ = window_pad(x, geometry, where, 0)
+    return _sums_of_taps(x, geometry, kernels)
+
+
+# Derivatives read the input again, rather than keep an array for each tap.
+@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jax.checkpoint, static_argnums=1)
+def _sums_of_taps(x, geometry, kernels):
+    if not geometry.whole:
+        parts = window_taps(x, geometry)
+        terms = [[w * part for w, part in zip(k, parts, strict=True)] for k in kernels]
+        return [functools.reduce(lax.add, term) for term in terms]
+    sums = []
+    for k in kernels:
+        k = jnp.squeeze(k, geometry.pooled)
+        k = k.reshape(*geometry.sizes, *k.shape[1:])
+        k = jnp.moveaxis(k, range(len(geometry.axes)), geometry.pooled)
+        sums.append(jnp.sum(x * k, geometry.pooled, keepdims=True))
+    return sums
