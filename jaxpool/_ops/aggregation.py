@@ -127,11 +127,12 @@ def covariance_pool(
     x, geometry, where, dtype = _read(caller, x, where, axis)
     axes, rest = token_axes(caller, geometry.pooled, x.ndim)
     deviations, share = _deviations(x, geometry, where, 0)
-    scale = power_of_two_scale(jnp.abs(deviations), (*axes, rest[-1]))
+    scale = power_of_two_scale(jnp.abs(deviations), (*axes, rest[-1]), 2)
     # A power of two, so that its inverse and squares are exact.
     z = deviations * (1 / scale) * safe_power(share, 0.5)
     z = z.transpose([a + z.ndim for a in (*rest[:-1], *axes, rest[-1])])
-    z = z.reshape(*z.shape[: len(rest) - 1], math.prod(z.shape[len(rest) - 1 : -1]), -1)
+    batch, (*sizes, channels) = z.shape[: len(rest) - 1], z.shape[len(rest) - 1 :]
+    z = z.reshape(*batch, math.prod(sizes), channels)
     covariance = jnp.einsum("...lc,...ld->...cd", z, z, precision=_EXACT)
     trace = jnp.sum(z * z, (-2, -1))[..., None, None]
     y = covariance / jnp.where(trace == 0, 1, trace)
@@ -139,9 +140,8 @@ def covariance_pool(
     y = (y * jnp.squeeze(scale, axes)[..., None]).astype(dtype)
     if not vectorize:
         return y
-    channels = y.shape[-1]
     triangle = np.ravel_multi_index(np.triu_indices(channels), (channels, channels))
-    return jnp.take(y.reshape(*y.shape[:-2], channels**2), triangle, -1)
+    return jnp.take(y.reshape(*batch, channels**2), triangle, -1)
 
 
 def _square_root(y: jax.Array, iterations: int) -> jax.Array:

@@ -239,11 +239,13 @@ def efficient_probe_pool(
         rule = f"must have the shape (M, {channels})"
         raise fail(caller, entry("query"), rule, query.shape)
     values = affine(tokens.x, w, "v")
-    if values.shape[-1] % query.shape[0]:
-        rule = f"must have a number of rows that divides {values.shape[-1]}"
+    *lead, features = values.shape
+    groups, rest = divmod(features, query.shape[0])
+    if rest:
+        rule = f"must have a number of rows that divides {features}"
         raise fail(caller, entry("query"), rule, query.shape)
     scores = jnp.einsum("mc,...lc->...ml", query * channels**-0.5, tokens.x)
     visible = None if tokens.where is None else tokens.where[..., None, :]
-    values = values.reshape(*values.shape[:-1], query.shape[0], -1)
+    values = values.reshape(*lead, query.shape[0], groups)
     y = jnp.einsum("...ml,...lmd->...md", softmax(scores, visible), values)
-    return tokens.finish(y.reshape(*y.shape[:-2], -1))
+    return tokens.finish(y.reshape(*lead[:-1], features))

@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
+from families.attention import over_samples
 
 import jaxpool
-from families.attention import over_samples
 
 
 def default(axis, x):

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-
 from families.aggregation import default
 from families.attention import attention, linear, norm, over_samples
 
@@ -100,7 +99,7 @@ WRONG = {
         (
             dict(params={**_TWO, "v_bias": np.ones(4, np.float32)}),
             ValueError,
-            "",
+            '`params["v_bias"]` must have the shape (3)',
         ),
         (dict(params=_TWO, axis=0.5), TypeError, "`axis` must be made of ints"),
     ],
