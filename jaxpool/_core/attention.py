@@ -315,12 +315,12 @@ def attend(
     return y.reshape(*y.shape[:-2], v.shape[-2] * v.shape[-1])
 
 
-def softmax(scores: jax.Array, where: jax.Array | None) -> jax.Array:
+def softmax(scores: jax.Array, where: jax.Array | None, axis: int = -1) -> jax.Array:
     """The softmax of the True scores, and 0 for all others, all of them too."""
-    largest = jnp.max(scores, -1, keepdims=True, where=where, initial=-np.inf)
+    largest = jnp.max(scores, axis, keepdims=True, where=where, initial=-np.inf)
     largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
     powers = hide(jnp.exp(hide(scores, where, largest) - largest), where)
-    total = jnp.sum(powers, -1, keepdims=True)
+    total = jnp.sum(powers, axis, keepdims=True)
     return powers / jnp.where(total == 0, 1, total)
 
 

@@ -47,7 +47,7 @@ from jaxpool._core.numerics import (
     safe_power,
 )
 from jaxpool._core.op import Weight, pool_op
-from jaxpool._core.weights import fan_in_uniform, scaled_normal, sized
+from jaxpool._core.weights import fan_in_uniform, module_size, scaled_normal, sized
 from jaxpool._core.window import Ints, as_int, fail
 from jaxpool._ops.average import element_count, masked_mean
 
@@ -126,10 +126,10 @@ def covariance_pool(
     iterations = as_int(caller, "iterations", iterations, 1)
     x, geometry, where, dtype = _read(caller, x, where, axis)
     axes, rest = token_axes(caller, geometry.pooled, x.ndim)
-    deviations, share = _deviations(x, geometry, where, 0)
-    scale = power_of_two_scale(jnp.abs(deviations), (*axes, rest[-1]), 2)
-    # A power of two, so that its inverse and squares are exact.
-    z = deviations * (1 / scale) * safe_power(share, 0.5)
+    share = _share(x, geometry, where, 0)
+    scale = _scale(x, share, (*axes, rest[-1]), where)
+    z = hide(x - masked_mean(x, geometry, where, False), where) / scale
+    z = z * safe_power(share, 0.5)
     z = z.transpose([a + z.ndim for a in (*rest[:-1], *axes, rest[-1])])
     batch, (*sizes, channels) = z.shape[: len(rest) - 1], z.shape[len(rest) - 1 :]
     z = z.reshape(*batch, math.prod(sizes), channels)
@@ -207,25 +207,29 @@ def statistics_pool(
     x, geometry, where, dtype = _read(caller, x, where, axis)
     _, rest = token_axes(caller, geometry.pooled, x.ndim)
     mean = masked_mean(x, geometry, where, False)
-    deviations, share = _deviations(x, geometry, where, correction)
-    spread = _spread(deviations, share, geometry.pooled)
+    share = _share(x, geometry, where, correction)
+    spread = _spread(x, mean, share, geometry.pooled, where)
     y = jnp.concatenate([mean, spread], rest[-1]).astype(dtype)
     return jnp.squeeze(y, geometry.pooled)
 
 
 def _statistics_weights(
-    features: int, *, hidden_features: int = 128, global_context: bool = True
+    features: int,
+    *,
+    hidden_features: int | None = None,
+    global_context: bool = True,
 ) -> dict[str, Weight]:
     """Kernels and the bias start uniform between ±n**-0.5, n the features they act on.
 
     Args:
       features: channels C of the input.
-      hidden_features: channels M between the two layers.
+      hidden_features: channels M between the two layers, C / 8 but at least 8 by
+        default.
       global_context: whether the first layer sees mean and deviation of all tokens.
     """
     caller = "AttentiveStatisticsPool"
     c = as_int(caller, "features", features, 1)
-    m = as_int(caller, "hidden_features", hidden_features, 1)
+    m = module_size(caller, "hidden_features", hidden_features, max(c // 8, 8))
     context = ("mean_kernel", "std_kernel") if global_context else ()
     first = ("hidden_kernel", *context, "hidden_bias")
     inits = dict.fromkeys(first, fan_in_uniform(c * (1 + len(context))))
@@ -294,9 +298,8 @@ def attentive_statistics_pool(
         for name, values in zip(("mean_kernel", "std_kernel"), context, strict=True):
             if name in w:
                 hidden = hidden + jnp.tensordot(values, w[name], 1)
-    scores = jnp.swapaxes(affine(jnp.tanh(hidden), w, "score"), -1, -2)
-    visible = None if tokens.where is None else tokens.where[..., None, :]
-    weights = jnp.swapaxes(softmax(scores, visible), -1, -2)
+    scores = affine(jnp.tanh(hidden), w, "score")
+    weights = softmax(scores, tokens.visible, -2)
     y = jnp.concatenate(_statistics(tokens, weights), -1)
     return tokens.finish(y[..., 0, :])
 
@@ -395,29 +398,43 @@ def _read(
     return x.astype(accumulation_dtype(dtype)), geometry, where, dtype
 
 
-def _deviations(
+def _share(
     x: jax.Array, geometry: Geometry, where: jax.Array | None, correction: float
-) -> tuple[jax.Array, jax.Array]:
-    """Deviations from the mean, hidden ones 0, and what each has as share in theirs."""
-    mean = masked_mean(x, geometry, where, False)
+) -> jax.Array:
+    """1 / n, with n the number of True elements, less the correction; 0 for n <= 0."""
     counts = element_count(x.dtype, x.ndim, geometry, where, False)
     counts = jnp.asarray(counts, x.dtype) - jnp.asarray(correction, x.dtype)
-    enough = counts > 0
-    share = jnp.where(enough, 1 / jnp.where(enough, counts, 1), 0)
-    return hide(x - mean, where), share
+    return jnp.where(counts > 0, 1 / jnp.where(counts > 0, counts, 1), 0)
 
 
-def _spread(deviations: jax.Array, share: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """The root of the mean of squares, with these shares."""
-    scale = power_of_two_scale(jnp.abs(deviations), axes, 2)
-    z = deviations / scale
-    squares = jnp.sum(share * z * z, tuple(axes), keepdims=True)
-    return safe_power(squares, 0.5) * scale
+def _scale(
+    x: jax.Array, share: jax.Array, axes: Sequence[int], where: jax.Array | None
+) -> jax.Array:
+    """A power of two to divide deviations by, before their squares are added up.
+
+    That of magnitudes, whose rounding is the least that deviations can be: XLA then
+    need not keep the deviations, and a sum is faster than a maximum.
+    """
+    sizes = jnp.abs(hide(lax.stop_gradient(x), where))
+    return power_of_two_scale(jnp.sum(share * sizes, tuple(axes), keepdims=True), (), 2)
+
+
+def _spread(
+    x: jax.Array,
+    mean: ArrayLike,
+    share: jax.Array,
+    axes: Sequence[int],
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """The root of the sum of squared deviations, of which each counts by its share."""
+    scale = _scale(x, share, axes, where)
+    z = hide(x - mean, where) / scale
+    return safe_power(jnp.sum(share * z * z, tuple(axes), keepdims=True), 0.5) * scale
 
 
 def _unit(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     """x divided by its norm along these axes; 0, with gradient 0, for 0."""
-    norm = _spread(x, jnp.ones((), x.dtype), axes)
+    norm = _spread(x, 0, jnp.ones((), x.dtype), axes)
     some = norm != 0
     return hide(x, some) / jnp.where(some, norm, 1)
 
@@ -436,4 +453,4 @@ def _statistics(tokens: Tokens, weights: jax.Array) -> tuple[jax.Array, jax.Arra
     """Weighted mean and standard deviation of the tokens, `[B..., 1, C]`."""
     mean = jnp.sum(weights * tokens.x, -2, keepdims=True)
     # Hidden tokens are 0, and so are their weights.
-    return mean, _spread(tokens.x - mean, weights, (-2,))
+    return mean, _spread(tokens.x, mean, weights, (-2,))

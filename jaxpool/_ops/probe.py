@@ -23,11 +23,12 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.attention import (
+    Tokens,
     affine,
     as_eps,
-    attend,
     entry,
     layer_norm,
+    like,
     read_tokens,
     softmax,
 )
@@ -65,19 +66,21 @@ def _set_weights(
       features: channels C of the input.
       num_queries: number Q of learned queries; None for one without an axis of its own.
       embed_features: channels D of the attention and of the result, C by default.
-      use_bias: whether projections have biases.
+      use_bias: whether projections have biases; that of the keys, which would add the
+        same to all scores of a query, is left out.
       norm: whether what is attended to and the result are normed.
     """
     caller = "SetAttentionPool"
     sizes = module_sizes(caller, features, num_heads, embed_features)
     sizes["q"] = module_size(caller, "num_queries", num_queries)
     sizes["e"] = sizes["d"]
-    names = ("q", "k", "v", "ffn")
+    linear = fan_in_uniform
     norms = ("attended_norm", "ffn_norm") if norm else ()
     return sized(
         {
             "query": uniform(math.sqrt(6 / ((sizes["q"] or 1) + sizes["e"]))),
-            **projections(names, fan_in_uniform, fan_in_uniform, sizes, use_bias),
+            **projections(("q", "v", "ffn"), linear, linear, sizes, use_bias),
+            **projections(("k",), linear, linear, sizes, use_bias=False),
             **{k: v for name in norms for k, v in layer_norm_weights(name).items()},
         },
         sizes,
@@ -114,7 +117,7 @@ def set_attention_pool(
         and `v_kernel` `[C, D]`, `ffn_kernel` `[D, D]`, their biases `[D]`, and
         `attended_norm_scale`, `attended_norm_bias`, `ffn_norm_scale`, `ffn_norm_bias`
         `[D]`; all but `query` may be absent, and without `ffn_kernel` and `ffn_bias`
-        so is that whole term.
+        so is that whole term. `k_bias` changes nothing.
       num_heads: number of heads, which divides D.
       scale: s, what scores are multiplied by.
       eps: what layer norms add to the variance.
@@ -146,13 +149,14 @@ def set_attention_pool(
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SET, ("query",))
     if scale is not None and not 0 < scale < math.inf:
         raise fail(caller, "scale", "must be finite and greater than 0", scale)
-    eps = as_eps(caller, eps)
-    query = w["query"]
+    eps, query = as_eps(caller, eps), w["query"]
     q = affine(query.reshape(-1, query.shape[-1]), w, "q")
-    relative = 1 if scale is None else scale * (q.shape[-1] / num_heads) ** 0.5
-    others = {name: a for name, a in w.items() if not name.startswith("q_")}
-    y = attend(q * relative, tokens.x, tokens.x, tokens.where, others, num_heads)
-    y = y + q.reshape((1,) * (y.ndim - 2) + q.shape)
+    heads = (num_heads, q.shape[1] // num_heads)
+    scale = heads[1] ** -0.5 if scale is None else scale
+    k = _kernel(tokens, w, "k").reshape(-1, *heads)
+    rows = jnp.einsum("qhd,chd->qhc", q.reshape(-1, *heads) * scale, k)
+    y = _read(tokens, w, rows)
+    y = y + like(q, y)
     y = layer_norm(y, w, "attended_norm", eps)
     if {"ffn_kernel", "ffn_bias"} & set(w):
         y = y + jax.nn.relu(affine(y, w, "ffn"))
@@ -238,14 +242,30 @@ def efficient_probe_pool(
     if query.shape[1:] != (channels,):
         rule = f"must have the shape (M, {channels})"
         raise fail(caller, entry("query"), rule, query.shape)
-    values = affine(tokens.x, w, "v")
-    *lead, features = values.shape
-    groups, rest = divmod(features, query.shape[0])
-    if rest:
+    features = _kernel(tokens, w, "v").shape[1]
+    if features % query.shape[0]:
         rule = f"must have a number of rows that divides {features}"
         raise fail(caller, entry("query"), rule, query.shape)
-    scores = jnp.einsum("mc,...lc->...ml", query * channels**-0.5, tokens.x)
-    visible = None if tokens.where is None else tokens.where[..., None, :]
-    values = values.reshape(*lead, query.shape[0], groups)
-    y = jnp.einsum("...ml,...lmd->...md", softmax(scores, visible), values)
-    return tokens.finish(y.reshape(*lead[:-1], features))
+    y = _read(tokens, w, query[None] * channels**-0.5)
+    return tokens.finish(y[..., 0, :])
+
+
+def _kernel(tokens: Tokens, w: Mapping[str, jax.Array], name: str) -> jax.Array:
+    channels, dtype = tokens.x.shape[-1], tokens.x.dtype
+    return w.get(f"{name}_kernel", jnp.eye(channels, dtype=dtype))
+
+
+def _read(tokens: Tokens, w: Mapping[str, jax.Array], queries: jax.Array) -> jax.Array:
+    """The values `[B..., Q, D]` that queries `[Q, G, C]` find, each in its own group.
+
+    Both projections are linear, and the weights sum to 1: what is projected are queries
+    and results, of which there are few, and no tokens.
+    """
+    scores = jnp.einsum("qgc,...lc->...qgl", queries, tokens.x)
+    visible = None if tokens.where is None else tokens.where[..., None, None, :]
+    seen = jnp.einsum("...qgl,...lc->...qgc", softmax(scores, visible), tokens.x)
+    kernel = _kernel(tokens, w, "v")
+    groups = kernel.reshape(kernel.shape[0], queries.shape[1], -1)
+    y = jnp.einsum("...qgc,cgd->...qgd", seen, groups)
+    y = y.reshape(*y.shape[:-2], kernel.shape[1])
+    return y + like(w["v_bias"], y) if "v_bias" in w else y
