@@ -42,6 +42,7 @@ __all__ = [
     "read_learned",
     "read_tokens",
     "softmax",
+    "softmax_powers",
     "token_axes",
     "turn",
 ]
@@ -315,13 +316,18 @@ def attend(
     return y.reshape(*y.shape[:-2], v.shape[-2] * v.shape[-1])
 
 
-def softmax(scores: jax.Array, where: jax.Array | None, axis: int = -1) -> jax.Array:
+def softmax(scores: jax.Array, where: jax.Array | None) -> jax.Array:
     """The softmax of the True scores, and 0 for all others, all of them too."""
+    powers = softmax_powers(scores, where, -1)
+    total = jnp.sum(powers, -1, keepdims=True)
+    return powers / jnp.where(total == 0, 1, total)
+
+
+def softmax_powers(scores: jax.Array, where: jax.Array | None, axis: int) -> jax.Array:
+    """What a softmax divides by its sum; the largest is 1."""
     largest = jnp.max(scores, axis, keepdims=True, where=where, initial=-np.inf)
     largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
-    powers = hide(jnp.exp(hide(scores, where, largest) - largest), where)
-    total = jnp.sum(powers, axis, keepdims=True)
-    return powers / jnp.where(total == 0, 1, total)
+    return hide(jnp.exp(hide(scores, where, largest) - largest), where)
 
 
 def turn(x: jax.Array, angles: np.ndarray) -> jax.Array:

@@ -35,12 +35,12 @@ from jaxpool._core.attention import (
     like,
     read_learned,
     softmax,
+    softmax_powers,
     token_axes,
 )
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
-    divide,
     hide,
     mean_dtype,
     power_of_two_scale,
@@ -294,13 +294,14 @@ def attentive_statistics_pool(
     )
     hidden = affine(tokens.x, w, "hidden")
     if {"mean_kernel", "std_kernel"} & set(w):
-        context = _statistics(tokens, _even(tokens))
+        even = hide(jnp.ones_like(tokens.x[..., :1]), tokens.visible)
+        context = _statistics(tokens, even)
         for name, values in zip(("mean_kernel", "std_kernel"), context, strict=True):
             if name in w:
                 hidden = hidden + jnp.tensordot(values, w[name], 1)
     scores = affine(jnp.tanh(hidden), w, "score")
-    weights = softmax(scores, tokens.visible, -2)
-    y = jnp.concatenate(_statistics(tokens, weights), -1)
+    powers = softmax_powers(scores, tokens.visible, -2)
+    y = jnp.concatenate(_statistics(tokens, powers), -1)
     return tokens.finish(y[..., 0, :])
 
 
@@ -439,18 +440,10 @@ def _unit(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     return hide(x, some) / jnp.where(some, norm, 1)
 
 
-def _even(tokens: Tokens) -> jax.Array:
-    """Equal weights for all tokens that a mask shows, which sum to 1."""
-    visible = tokens.visible
-    if visible is None:
-        length = tokens.x.shape[-2]
-        return divide(jnp.ones((1,) * tokens.x.ndim, tokens.x.dtype), length)
-    ones = visible.astype(tokens.x.dtype)
-    return ones / jnp.maximum(jnp.sum(ones, -2, keepdims=True), 1)
-
-
 def _statistics(tokens: Tokens, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighted mean and standard deviation of the tokens, `[B..., 1, C]`."""
-    mean = jnp.sum(weights * tokens.x, -2, keepdims=True)
+    total = jnp.sum(weights, -2, keepdims=True)
+    total = jnp.where(total == 0, 1, total)
+    mean = jnp.sum(weights * tokens.x, -2, keepdims=True) / total
     # Hidden tokens are 0, and so are their weights.
-    return mean, _spread(tokens.x, mean, weights, (-2,))
+    return mean, _spread(tokens.x, mean, weights, (-2,)) / jnp.sqrt(total)
