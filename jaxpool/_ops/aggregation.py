@@ -230,10 +230,10 @@ def _statistics_weights(
     caller = "AttentiveStatisticsPool"
     c = as_int(caller, "features", features, 1)
     m = module_size(caller, "hidden_features", hidden_features, max(c // 8, 8))
-    context = ("mean_kernel", "std_kernel") if global_context else ()
-    first = ("hidden_kernel", *context, "hidden_bias")
-    inits = dict.fromkeys(first, fan_in_uniform(c * (1 + len(context))))
-    inits["score_kernel"] = fan_in_uniform(m)
+    context = ["mean_kernel", "std_kernel"] if global_context else []
+    first = fan_in_uniform(c * (1 + len(context)))
+    names = ["hidden_kernel", *context, "hidden_bias"]
+    inits = {**dict.fromkeys(names, first), "score_kernel": fan_in_uniform(m)}
     return sized(inits, {"c": c, "m": m}, _STATISTICS)
 
 

@@ -152,9 +152,9 @@ def set_attention_pool(
     eps, query = as_eps(caller, eps), w["query"]
     q = affine(query.reshape(-1, query.shape[-1]), w, "q")
     heads = (num_heads, q.shape[1] // num_heads)
-    scale = heads[1] ** -0.5 if scale is None else scale
+    factor = heads[1] ** -0.5 if scale is None else scale
     k = _kernel(tokens, w, "k").reshape(-1, *heads)
-    rows = jnp.einsum("qhd,chd->qhc", q.reshape(-1, *heads) * scale, k)
+    rows = jnp.einsum("qhd,chd->qhc", q.reshape(-1, *heads) * factor, k)
     y = _read(tokens, w, rows)
     y = y + like(q, y)
     y = layer_norm(y, w, "attended_norm", eps)
