@@ -27,18 +27,23 @@ from jaxpool._core.window import (
 
 __all__ = [
     "Tokens",
+    "affine",
     "as_choice",
     "as_eps",
     "attend",
     "by_first",
     "by_queries",
+    "entry",
     "fit_positions",
     "layer_norm",
     "like",
     "map_axes",
     "map_sizes",
+    "read_learned",
     "read_tokens",
     "softmax",
+    "softmax_powers",
+    "token_axes",
     "turn",
 ]
 
@@ -71,24 +76,14 @@ class Tokens(NamedTuple):
         return y.transpose(np.argsort(self.order))
 
 
-def read_tokens(
-    caller: str,
-    x: ArrayLike,
-    params: Mapping[str, ArrayLike],
-    where: ArrayLike | None,
-    axis: Ints,
-    num_heads: int,
-    names: Sequence[str],
-    needs: Sequence[str],
-) -> tuple[Tokens, dict[str, jax.Array]]:
-    """Returns the tokens and the learned arrays, looked at and wide enough."""
+def as_tokens(
+    caller: str, x: ArrayLike, where: ArrayLike | None, axis: Ints | None
+) -> Tokens:
+    """Returns the tokens along `axis`: by default all axes but the first and last."""
     x = as_array(caller, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise fail(caller, "x", "must be floating", x.dtype, TypeError)
-    axes = tuple(sorted(resolve_axes(caller, axis, x.ndim)))
-    rest = [a for a in range(-x.ndim, 0) if a not in axes]
-    if not rest:
-        raise fail(caller, "axis", "must leave an axis for the channels", axis)
+    axes, rest = token_axes(caller, axis, x.ndim)
     order = tuple(a + x.ndim for a in (*rest[:-1], *axes, rest[-1]))
     shape, dtype = x.shape, x.dtype
     x, sizes = x.transpose(order), tuple(shape[a] for a in axes)
@@ -111,21 +106,71 @@ def read_tokens(
         lead = where.shape[: len(batch)]
         where = jnp.broadcast_to(where, (*lead, *sizes)).reshape(*lead, x.shape[-2])
         x = hide(x, where[..., None])
-    w = read_weights(caller, params, x.shape[-1], num_heads, names, needs)
-    wide = np.result_type(*(accumulation_dtype(a.dtype) for a in (x, *w.values())))
+    return Tokens(x, where, sizes, order, dtype)
+
+
+def token_axes(
+    caller: str, axis: Ints | None, ndim: int
+) -> tuple[tuple[int, ...], list[int]]:
+    """Returns the axes along which tokens lie and the others, the channels' last."""
+    if axis is None:
+        if ndim < 3:
+            rule = "must be given for an array without axes between the first and last"
+            raise fail(caller, "axis", rule, axis)
+        axis = tuple(range(1, ndim - 1))
+    axes = tuple(sorted(resolve_axes(caller, axis, ndim)))
+    rest = [a for a in range(-ndim, 0) if a not in axes]
+    if not rest:
+        raise fail(caller, "axis", "must leave an axis for the channels", axis)
+    return axes, rest
+
+
+def widen(
+    tokens: Tokens, w: Mapping[str, jax.Array]
+) -> tuple[Tokens, dict[str, jax.Array]]:
+    """Returns the tokens and the learned arrays in the dtype to compute in."""
+    arrays = (tokens.x, *w.values())
+    wide = np.result_type(*(accumulation_dtype(a.dtype) for a in arrays))
     w = {name: a.astype(wide) for name, a in w.items()}
-    return Tokens(x.astype(wide), where, sizes, order, dtype), w
+    return tokens._replace(x=tokens.x.astype(wide)), w
 
 
-def read_weights(
+def read_tokens(
     caller: str,
+    x: ArrayLike,
     params: Mapping[str, ArrayLike],
-    channels: int,
+    where: ArrayLike | None,
+    axis: Ints | None,
     num_heads: int,
     names: Sequence[str],
     needs: Sequence[str],
+) -> tuple[Tokens, dict[str, jax.Array]]:
+    """Returns the tokens and the learned arrays of attention, looked at and widened."""
+    tokens = as_tokens(caller, x, where, axis)
+    w = read_weights(caller, params, tokens.x.shape[-1], num_heads, names, needs)
+    return widen(tokens, w)
+
+
+def read_learned(
+    caller: str,
+    x: ArrayLike,
+    params: Mapping[str, ArrayLike],
+    where: ArrayLike | None,
+    axis: Ints | None,
+    shapes: Mapping[str, str],
+    needs: Sequence[str],
+) -> tuple[Tokens, dict[str, jax.Array]]:
+    """As `read_tokens`, for arrays of other `shapes`; the letter c is the channels."""
+    tokens = as_tokens(caller, x, where, axis)
+    given = read_params(caller, params, needs)
+    fit_shapes(caller, given, shapes, {"c": tokens.x.shape[-1]})
+    return widen(tokens, given)
+
+
+def read_params(
+    caller: str, params: Mapping[str, ArrayLike], needs: Sequence[str]
 ) -> dict[str, jax.Array]:
-    """Returns the arrays in `params`, of known names and with shapes that fit."""
+    """Returns the floating arrays in `params`, with those that it needs."""
     if not isinstance(params, Mapping):
         rule = "must be a mapping of arrays by name"
         raise fail(caller, "params", rule, type(params), TypeError)
@@ -137,6 +182,43 @@ def read_weights(
         if not jnp.issubdtype(array.dtype, jnp.floating):
             rule = "must be floating"
             raise fail(caller, entry(name), rule, array.dtype, TypeError)
+    return given
+
+
+def fit_shapes(
+    caller: str,
+    given: Mapping[str, jax.Array],
+    shapes: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Returns the size of each letter, if all arrays are known and fit together."""
+    sizes = dict(sizes)
+    if unknown := sorted(set(given) - set(shapes)):
+        rule = f"must have no other names than {', '.join(shapes)}"
+        raise fail(caller, "params", rule, unknown)
+    for name, letters in shapes.items():
+        if name in given:
+            shape = given[name].shape
+            options = [s for s in letters.split("|") if len(s) == len(shape)]
+            for letter, n in zip(options[0] if options else "", shape, strict=False):
+                sizes.setdefault(letter, n)
+            if shape not in [tuple(sizes[a] for a in s) for s in options]:
+                wanted = [str(sizes.get(a, a.upper())) for a in letters[-2:]]
+                rule = f"must have the shape ({', '.join(wanted)})"
+                raise fail(caller, entry(name), rule, shape)
+    return sizes
+
+
+def read_weights(
+    caller: str,
+    params: Mapping[str, ArrayLike],
+    channels: int,
+    num_heads: int,
+    names: Sequence[str],
+    needs: Sequence[str],
+) -> dict[str, jax.Array]:
+    """Returns the arrays in `params`, of known names and with shapes that fit."""
+    given = read_params(caller, params, needs)
     for fused in ("qkv", "kv"):
         for part in ("kernel", "bias") if set(fused) <= set(names) else ():
             array = given.pop(f"{fused}_{part}", None)
@@ -147,10 +229,8 @@ def read_weights(
                 raise fail(caller, entry(f"{fused}_{part}"), rule, array.shape)
             parts = jnp.split(array, len(fused), -1)
             given |= {f"{n}_{part}": a for n, a in zip(fused, parts, strict=True)}
-    known = [n for n in SHAPES if {n, n.rpartition("_")[0]} & set(names)]
-    if unknown := sorted(set(given) - set(known)):
-        rule = f"must have no other names than {', '.join(known)}"
-        raise fail(caller, "params", rule, unknown)
+    wanted = set(names)
+    shapes = {n: s for n, s in SHAPES.items() if {n, n.rpartition("_")[0]} & wanted}
     embed = [given[f"{n}_kernel"].shape[-1:] for n in "qkv" if f"{n}_kernel" in given]
     (features,) = embed[0] if embed else (channels,)
     if features % as_int(caller, "num_heads", num_heads, 1):
@@ -159,17 +239,8 @@ def read_weights(
     sizes = {"c": channels, "d": features, "h": features // num_heads}
     sizes |= {} if "query" in names else {"e": channels}
     sizes |= {} if "out" in names else {"f": features}
-    for name in known:
-        if name in given:
-            shape = given[name].shape
-            options = [s for s in SHAPES[name].split("|") if len(s) == len(shape)]
-            for letter, n in zip(options[0] if options else "", shape, strict=False):
-                sizes.setdefault(letter, n)
-            if shape not in [tuple(sizes[a] for a in letters) for letters in options]:
-                wanted = [str(sizes.get(a, a.upper())) for a in SHAPES[name][-2:]]
-                rule = f"must have the shape ({', '.join(wanted)})"
-                raise fail(caller, entry(name), rule, shape)
-    for name in known:  # when all sizes are known
+    sizes = fit_shapes(caller, given, shapes, sizes)
+    for name in shapes:  # when all sizes are known
         if name.endswith("kernel") and name not in given:
             a, b = (sizes.get(letter) for letter in SHAPES[name])
             if None not in (a, b) and a != b:
@@ -247,11 +318,16 @@ def attend(
 
 def softmax(scores: jax.Array, where: jax.Array | None) -> jax.Array:
     """The softmax of the True scores, and 0 for all others, all of them too."""
-    largest = jnp.max(scores, -1, keepdims=True, where=where, initial=-np.inf)
-    largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
-    powers = hide(jnp.exp(hide(scores, where, largest) - largest), where)
+    powers = softmax_powers(scores, where, -1)
     total = jnp.sum(powers, -1, keepdims=True)
     return powers / jnp.where(total == 0, 1, total)
+
+
+def softmax_powers(scores: jax.Array, where: jax.Array | None, axis: int) -> jax.Array:
+    """What a softmax divides by its sum; the largest is 1."""
+    largest = jnp.max(scores, axis, keepdims=True, where=where, initial=-np.inf)
+    largest = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
+    return hide(jnp.exp(hide(scores, where, largest) - largest), where)
 
 
 def turn(x: jax.Array, angles: np.ndarray) -> jax.Array:

@@ -54,6 +54,12 @@ SHAPES = {
     "mlp_in_bias": "m",
     "mlp_out_kernel": "mf",
     "mlp_out_bias": "f",
+    "attended_norm_scale": "d",
+    "attended_norm_bias": "d",
+    "ffn_kernel": "dd",
+    "ffn_bias": "d",
+    "ffn_norm_scale": "d",
+    "ffn_norm_bias": "d",
 }
 
 
@@ -83,11 +89,15 @@ def module_size(
     return default if value is None else as_int(caller, argument, value, 1)
 
 
-def sized(inits: Mapping[str, Initializer], sizes: Mapping[str, Any]):
+def sized(
+    inits: Mapping[str, Initializer],
+    sizes: Mapping[str, Any],
+    letters: Mapping[str, str] = SHAPES,
+) -> dict[str, Weight]:
     """The shape and the initialiser of each array."""
     weights = {}
     for name, initializer in inits.items():
-        shapes = [[sizes[a] for a in letters] for letters in SHAPES[name].split("|")]
+        shapes = [[sizes[a] for a in option] for option in letters[name].split("|")]
         weights[name] = (
             next(tuple(s) for s in shapes[::-1] if None not in s),
             initializer,

@@ -2,6 +2,7 @@
 
 from jaxpool._ops import (
     adaptive,
+    aggregation,
     attention,
     average,
     blend,
@@ -13,6 +14,7 @@ from jaxpool._ops import (
     masked,
     monoid,
     power,
+    probe,
     quantized,
     rank,
     regions,
@@ -22,6 +24,7 @@ from jaxpool._ops import (
     stochastic,
 )
 from jaxpool._ops.adaptive import *
+from jaxpool._ops.aggregation import *
 from jaxpool._ops.attention import *
 from jaxpool._ops.average import *
 from jaxpool._ops.blend import *
@@ -33,6 +36,7 @@ from jaxpool._ops.fractional import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
+from jaxpool._ops.probe import *
 from jaxpool._ops.quantized import *
 from jaxpool._ops.rank import *
 from jaxpool._ops.regions import *
@@ -43,6 +47,7 @@ from jaxpool._ops.stochastic import *
 
 __all__: list[str] = []
 __all__ += adaptive.__all__
+__all__ += aggregation.__all__
 __all__ += attention.__all__
 __all__ += average.__all__
 __all__ += blend.__all__
@@ -54,6 +59,7 @@ __all__ += fractional.__all__
 __all__ += masked.__all__
 __all__ += monoid.__all__
 __all__ += power.__all__
+__all__ += probe.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += quantized.__all__
