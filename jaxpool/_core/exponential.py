@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.interpreters import ad
 
+from jaxpool._core import linear, taps
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import hide
@@ -100,8 +102,10 @@ def _logarithm(x: jax.Array, less_one: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def log(x: jax.Array) -> jax.Array:
-    """log(x) for a finite, normal number x > 0."""
-    return jnp.log(x) if x.dtype != jnp.float32 else _logarithm(x, x - 1)
+    """log(x) for a normal number x > 0, or infinity."""
+    if x.dtype != jnp.float32:
+        return jnp.log(x)
+    return jnp.where(x < np.float32(np.inf), _logarithm(x, x - 1), x)
 
 
 @jax.custom_jvp
@@ -116,6 +120,21 @@ exp.defjvp(lambda x, t: (y := jnp.exp(*x), y * t[0]))
 expm1.defjvp(lambda x, t: (jnp.expm1(*x), jnp.exp(*x) * t[0]))
 log.defjvp(lambda x, t: (jnp.log(*x), t[0] / x[0]))
 log1p.defjvp(lambda x, t: (jnp.log1p(*x), t[0] / (1 + x[0])))
+
+
+def _same_shape(shape, stage):
+    return shape
+
+
+_settled_p = linear._primitive("pool_settled", lambda x, stage: x, _same_shape)
+_apart_p = linear._primitive("pool_apart", lambda x, stage: taps.apart(x), _same_shape)
+ad.primitive_transposes[_settled_p] = linear._transpose_with(_apart_p)
+ad.primitive_transposes[_apart_p] = linear._transpose_with(_settled_p)
+
+
+def _settled(x: jax.Array) -> jax.Array:
+    """Returns `x`, whose cotangent is computed once, before whatever uses it."""
+    return _settled_p.bind(x, stage=None)
 
 
 def fold(op: Callable[[Any, Any], Any], parts: Parts, stage: Geometry) -> jax.Array:
@@ -154,7 +173,10 @@ def by_window(
 
 def _by_region(f, arrays, geometry, done):
     if done == len(geometry.axes) or geometry.symbolic:
-        parts = [x if x is None else window_taps(x, geometry) for x in arrays]
+        parts = [
+            x if x is None else [_settled(tap) for tap in window_taps(x, geometry)]
+            for x in arrays
+        ]
         return f(parts, geometry)
     a, results = geometry.axes[done], []
     for run in regions(a):
@@ -231,8 +253,9 @@ def log_mean_exponential(
         if counts is not None:
             count, grown = fold(lax.add, counts, stage), _products(grown, counts)
         if excesses is not None:
-            weighted = [e + e * expm1(slope * d) for e, d in zip(excesses, away)]
-            grown = [g + e for g, e in zip(grown, weighted)]
+            weights = [exp(slope * d) for d in away]
+            weighted = _products(excesses, weights)
+            grown = [g + e for g, e in zip(grown, weighted, strict=True)]
         excess = fold(lax.add, grown, stage)
         n = stage.taps if count is None else jnp.maximum(count, 1)
         rise = log1p(excess / jnp.asarray(n, excess.dtype)) / slope

@@ -63,7 +63,7 @@ def _divide_jvp(primals, tangents):
 
 
 def at_least(x: jax.Array, bound: float) -> jax.Array:
-    """max(x, bound), with derivative 1 in both cases: a learned x finds its way back."""
+    """max(x, bound), with derivative 1 on both sides: what is learned can return."""
     return jnp.where(x < bound, bound + (x - lax.stop_gradient(x)), x)
 
 

@@ -1,10 +1,11 @@
 """Power means: from the sum of magnitudes at p = 1 to their maximum at p = infinity.
 
-Magnitudes are divided by a power of two, chosen for each plane, before they are raised
-to p, so that no power overflows and no bit of the result changes. Lp pools keep the
-sum of powers (or, normalised, their mean); generalised-mean (GeM) pooling clamps at a
-small epsilon from below instead of taking magnitudes, and learned-norm pooling learns
-where magnitudes are counted from.
+Lp pools take the sum of powers of magnitudes (or, normalised, their mean), which are
+divided by a power of two, chosen for each plane, before they are raised to p, so that
+no power overflows and no bit of the result changes. Generalised-mean (GeM) pooling
+clamps at a small epsilon from below instead of taking magnitudes, and learned-norm
+pooling learns where magnitudes are counted from: both are log-mean-exponentials of
+logarithms, relative to the window's largest.
 
 References:
   Pierre Sermanet, Soumith Chintala, Yann LeCun: Convolutional Neural Networks Applied
@@ -24,7 +25,7 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, laid, whole
 from jaxpool._core.engine import window_extremum
-from jaxpool._core.exponential import exp, log
+from jaxpool._core.exponential import exp, log, log_mean_exponential
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
@@ -261,20 +262,11 @@ def _generalized_mean(
 def _power_mean(
     size: jax.Array, order: jax.Array, geometry: Geometry, where: jax.Array | None
 ) -> jax.Array:
-    """The power mean of each window's numbers, at least 0; what is hidden is 0."""
-    scale = power_of_two_scale(size, geometry.pooled, order)
-    mean = masked_mean(_power(size / scale, order), geometry, where, False)
-    return _power(mean, 1 / order) * scale
-
-
-def _power(x: jax.Array, p: jax.Array) -> jax.Array:
-    """x**p for x >= 0, and derivatives 0 at 0: to 1e-7 of p log x, for a real p.
-
-    XLA's own takes ten times as long on a CPU, where p is not a constant.
-    """
-    ordinary = (x >= jnp.finfo(x.dtype).tiny) & (x < jnp.inf)
-    power = exp(p * log(jnp.where(ordinary, x, 1)))
-    return jnp.where(ordinary, power, lax.stop_gradient(x))
+    """The power mean of each window's numbers, at least 0; 0 for one without any."""
+    zero = size < jnp.finfo(size.dtype).tiny
+    place = jnp.where(zero, -jnp.inf, log(jnp.where(zero, 1, size)))
+    y = log_mean_exponential(place, where, order, geometry)
+    return jnp.where(y < jnp.inf, exp(jnp.where(y < jnp.inf, y, 0)), y)
 
 
 def _magnitude(x: jax.Array) -> jax.Array:
