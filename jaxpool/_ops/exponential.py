@@ -302,9 +302,8 @@ def _self_weighted(
     slope = at_least(sharpness * sign, 1e-30)
     y = exponential_mean(hide(x * sign, where, -jnp.inf), None, slope, geometry) * sign
     if where is not None or holds_nothing(geometry):
-        y = hide(
-            y, jnp.asarray(element_count(x.dtype, x.ndim, geometry, where, False)) > 0
-        )
+        count = element_count(x.dtype, x.ndim, geometry, where, False)
+        y = hide(y, jnp.asarray(count > 0))
     return y.astype(dtype)
 
 

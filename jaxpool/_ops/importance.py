@@ -36,17 +36,17 @@ __all__ = ["detail_preserving_pool", "local_importance_pool"]
 _NAMES = ("kernel", "norm_scale", "norm_bias")
 
 
-def _importance_weights(
-    features: int, *, window_shape: Any, axis: Any = None
-) -> dict[str, Weight]:
+def _importance_weights(features: int, window_shape: Any) -> dict[str, Weight]:
     """The kernel starts at 0, so that the pool is a mean, and the norm's scale at 1.
 
     Args:
       features: channels C of the input.
     """
     features = as_int("LocalImportancePool", "features", features, 1)
-    sized = window_shape if is_sequence(window_shape) else axis
-    rank = len(sized) if is_sequence(sized) else 1
+    if not is_sequence(window_shape):
+        rule = "must be a sequence, to say how many axes the kernel has"
+        raise fail("LocalImportancePool", "window_shape", rule, window_shape)
+    rank = len(window_shape)
     return {
         "kernel": ((3,) * rank + (features, features), initializers.zeros),
         "norm_scale": ((features,), initializers.ones),
@@ -80,11 +80,11 @@ def local_importance_pool(
     logits within (0, 12) keep the weights within a factor of e**12.
 
     Args:
-      x: `[B..., S..., C]` as in :func:`max_pool`; channels are the last axis that is not
-        pooled.
-      params: arrays by name: `kernel` `[3, ..., 3, C, C]` with a 3 for each pooled axis,
-        from input to output channels, and `norm_scale` s and `norm_bias` b `[C]`; the
-        last two may be absent, as 1 and 0.
+      x: `[B..., S..., C]` as in :func:`max_pool`; channels are the last axis that is
+        not pooled.
+      params: arrays by name: `kernel` `[3, ..., 3, C, C]` with a 3 for each pooled
+        axis, from input to output channels, and `norm_scale` s and `norm_bias` b `[C]`;
+        the last two may be absent, as 1 and 0.
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`. What a mask hides is 0 to the convolution, and
         counts neither in the norm nor in the mean.
@@ -95,8 +95,8 @@ def local_importance_pool(
       without elements gives 0. NaN is felt by its whole sample.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and for arrays that are missing, not
-        known or whose shapes do not fit.
+      ValueError, TypeError: as in :func:`max_pool`, and for arrays that are missing,
+        not known or whose shapes do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -202,7 +202,7 @@ def detail_preserving_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""The mean of each window, weighted by distance from its plain mean; strides are 1.
+    r"""The mean of each window, weighted by distance from its plain mean; strides 1.
 
     With the window's mean :math:`m_o` and elements' detail
     :math:`d_i = (x_i - m_o)^2 + \epsilon`, of which :math:`\bar d_o` is the mean,
@@ -212,8 +212,8 @@ def detail_preserving_pool(
 
     or, asymmetric, with :math:`\max(x_i - m_o, 0)^2` instead: only what lies above the
     mean is detail. Padding is no element. As :math:`\alpha` grows it is the mean, and
-    asymmetric, as :math:`\lambda` grows and :math:`\alpha` falls, the maximum. Gradient:
-    that of the formula, in :math:`\lambda` and :math:`\alpha` too.
+    asymmetric, as :math:`\lambda` grows and :math:`\alpha` falls, the maximum.
+    Gradient: that of the formula, in :math:`\lambda` and :math:`\alpha` too.
 
     This is the authors' lite form: for windows of 2 with strides of 2 it equals theirs,
     and any other window, whatever the input's size, has a mean of its own to differ

@@ -200,10 +200,10 @@ def learned_norm_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""The normalised p-norm of each window about a centre, both learned; strides are 1.
+    r"""The normalised p-norm of each window about a centre; strides default to 1.
 
-    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} |x_i - c|^p\Big)^{1/p}, \qquad
-        p = 1 + \log(1 + e^\rho)
+    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} |x_i - c|^p\Big)^{1/p},
+        \qquad p = 1 + \log(1 + e^\rho)
 
     where :math:`n_o` counts the window's elements (padding not). The order is above 1
     whatever :math:`\rho`. The paper pools over projections of its input, each with a
