@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 __all__ = [
     "accumulation_dtype",
+    "at_least",
     "divide",
     "hide",
     "mean_dtype",
@@ -59,6 +60,11 @@ def _divide(total, count):
 def _divide_jvp(primals, tangents):
     total, count = primals
     return _divide(total, count), tangents[0] / count
+
+
+def at_least(x: jax.Array, bound: float) -> jax.Array:
+    """max(x, bound), with derivative 1 on both sides: what is learned can return."""
+    return jnp.where(x < bound, bound + (x - lax.stop_gradient(x)), x)
 
 
 def hide(

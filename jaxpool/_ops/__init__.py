@@ -11,6 +11,7 @@ from jaxpool._ops import (
     exponential,
     extremum,
     fractional,
+    importance,
     masked,
     monoid,
     power,
@@ -33,6 +34,7 @@ from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
+from jaxpool._ops.importance import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
 from jaxpool._ops.power import *
@@ -56,6 +58,7 @@ __all__ += blur.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += fractional.__all__
+__all__ += importance.__all__
 __all__ += masked.__all__
 __all__ += monoid.__all__
 __all__ += power.__all__

@@ -1,11 +1,18 @@
-"""Log-sum-exp: a smooth path from the mean (r = 0) to the maximum (r = infinity).
+"""Exponential weights: smooth paths from the mean to the maximum.
+
+Log-sum-exp is the logarithm of a mean of exponentials, and rises with each element.
+SoftPool and AutoPool are means with those exponentials as weights; with weights from
+elsewhere they are the core of local importance-based pooling.
 
 References:
   Pedro Pinheiro, Ronan Collobert: From Image-level to Pixel-level Labeling with
-  Convolutional Networks, 2015.
+  Convolutional Networks, 2015 (log-sum-exp).
+  Alexandros Stergiou, Ronald Poppe, Grigorios Kalliatakis: Refining Activation
+  Downsampling with SoftPool, 2021.
+  Brian McFee, Justin Salamon, Juan Pablo Bello: Adaptive Pooling Operators for Weakly
+  Labeled Sound Event Detection, 2018 (AutoPool).
+  Ziteng Gao, Limin Wang, Gangshan Wu: LIP: Local Importance-based Pooling, 2019.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +20,25 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_parameter, laid, whole
-from jaxpool._core.engine import window_extremum, window_fold
+from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
+from jaxpool._core.exponential import exponential_mean, log_mean_exponential
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
+from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, fail
-from jaxpool._ops.average import element_count, masked_mean
+from jaxpool._ops.average import element_count
 
-__all__ = ["global_lse_pool", "lse_pool"]
+__all__ = [
+    "auto_pool",
+    "exp_weighted_pool",
+    "global_lse_pool",
+    "lse_pool",
+    "soft_pool",
+]
+
+# What a learned sharpness of `lse_pool` counts as below this: 1 / r does not explode.
+_LEAST_R = 1e-3
 
 
 @pool_op("exponential", "window", learned=("r",), monotone=True)
@@ -52,14 +69,16 @@ def lse_pool(
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`.
       r: the sharpness, greater than 0, in units of 1 / x: a scalar, or one value a
-        channel. Near 0 the mean, and as it grows the maximum.
+        channel. Near 0 the mean, and as it grows the maximum. Below 0.001, where
+        learning may take it, it counts as 0.001, with the gradient there.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
       without elements gives -inf.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and for r <= 0.
+      ValueError, TypeError: as in :func:`max_pool`, and for r <= 0, if its value is
+        known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,6 +89,108 @@ def lse_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("lse_pool", x, where, spec, ordered=True)
     return _log_mean_exp("lse_pool", x, geometry, where, r)
+
+
+@pool_op("exponential", "window", learned=("beta",))
+def soft_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    beta: ArrayLike = 1.0,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of each window, weighted by its exponentials; strides default to 1.
+
+    .. math:: y_o = \sum_{i \in W(o)} w_i x_i, \qquad
+        w_i = \frac{e^{\beta x_i}}{\sum_{j \in W(o)} e^{\beta x_j}}
+
+    Padding is no element. Exponentials are taken relative to the window's largest, so
+    that none overflows. Gradient: :math:`w_i (1 + \beta (x_i - y_o))`, which is below 0
+    for elements far under the mean: unlike :func:`lse_pool`, a window's result may fall
+    as one of its elements grows. In :math:`\beta`, the weighted variance.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      beta: the sharpness, of either sign, in units of 1 / x: a scalar, or one value a
+        channel. 0 is the mean, infinity would be the maximum, -infinity the minimum.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window with
+      infinity, or -infinity for beta < 0, gives that; the other one has no weight
+      beside numbers. A window without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for a beta that is not finite
+        or differs along pooled axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 0.0, 0.0, jnp.log(3.0)])[:, None]
+      >>> soft_pool(x, (2,), (2,))[:, 0]
+      Array([0.       , 0.8239592], dtype=float32)
+    """
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid("soft_pool", x, where, spec, ordered=True)
+    return _self_weighted("soft_pool", x, geometry, where, "beta", beta)
+
+
+@pool_op("exponential", "window", inputs=("x", "logits"), linear=True, monotone=True)
+def exp_weighted_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    logits: ArrayLike,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of each window with exponential weights; strides default to 1.
+
+    .. math:: y_o = \frac{\sum_{i \in W(o)} e^{g_i} x_i}{\sum_{i \in W(o)} e^{g_i}}
+
+    with logits :math:`g`, of which only differences within a window count: each window
+    is computed relative to its largest. With g = 0 it is the mean, with
+    :math:`g = \beta x` :func:`soft_pool`, and with what a small network makes of x
+    :func:`local_importance_pool`. Padding is no element. Gradient: that of the formula,
+    to the logits too.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      logits: real, broadcastable to `x`. -inf takes an element out, whatever its value,
+        as a mask does; of several infinities each has the same weight.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements, or with no logit but -inf, gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for logits that are complex or
+        do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, logits = jnp.array([1.0, 5.0]), jnp.array([jnp.log(3.0), 0.0])
+      >>> exp_weighted_pool(x, 2, axis=0, logits=logits)
+      Array([2.], dtype=float32)
+    """
+    caller = "exp_weighted_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    given = as_array(caller, logits, "logits", ordered=True)
+    given = over(caller, "logits", given, x, geometry.pooled)
+    return weighted_by(x, given, geometry, where).astype(mean_dtype(x.dtype))
 
 
 @pool_op("exponential", "global", learned=("r",), monotone=True)
@@ -93,7 +214,7 @@ def global_lse_pool(
     Args:
       x: `[B, S..., C]`, real.
       r: the sharpness, greater than 0, in units of 1 / x: a scalar, or one value a
-        channel. Near 0 the mean, and as it grows the maximum.
+        channel, as in :func:`lse_pool`.
       axis, keepdims, where: as in :func:`global_max_pool`.
 
     Returns:
@@ -101,11 +222,89 @@ def global_lse_pool(
       part.
 
     Raises:
-      ValueError, TypeError: as in :func:`global_max_pool`, and for r <= 0.
+      ValueError, TypeError: as in :func:`global_max_pool`, and for r <= 0, if its value
+        is known.
     """
     x, geometry, where = whole("global_lse_pool", x, where, axis, ordered=True)
     y = _log_mean_exp("global_lse_pool", x, geometry, where, r)
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("exponential", "global", learned=("alpha",))
+def auto_pool(
+    x: ArrayLike,
+    *,
+    alpha: ArrayLike = 1.0,
+    axis: Ints | None = None,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean over the whole extent, weighted by exponentials of learned sharpness.
+
+    .. math:: y = \sum_i w_i x_i, \qquad
+        w_i = \frac{e^{\alpha x_i}}{\sum_j e^{\alpha x_j}}
+
+    :func:`soft_pool` over everything, with its gradient and its rules for infinities.
+    Made for many predictions of each class, of which one is wanted: a module with
+    `features` learns a sharpness for each class. It starts from 1, the softmax; the
+    authors' own code starts from 0, the mean.
+
+    Args:
+      x: `[B, S..., C]`, real; `[B, T, C]` for predictions over time.
+      alpha: the sharpness, of either sign, in units of 1 / x: a scalar, or one value a
+        channel.
+      axis, keepdims, where: as in :func:`global_max_pool`.
+
+    Returns:
+      `[B, C]`; floats in the dtype of `x`, integers as floats; 0 where nothing takes
+      part.
+
+    Raises:
+      ValueError, TypeError: as in :func:`global_max_pool`, and for an alpha that is not
+        finite or differs along pooled axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[[0.0], [1.0]]])
+      >>> [round(float(auto_pool(x, alpha=a)[0, 0]), 4) for a in (0.0, 1.0, 100.0)]
+      [0.5, 0.7311, 1.0]
+    """
+    x, geometry, where = whole("auto_pool", x, where, axis, ordered=True)
+    y = _self_weighted("auto_pool", x, geometry, where, "alpha", alpha)
+    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+def weighted_by(
+    x: jax.Array, logits: jax.Array, geometry: Geometry, where: jax.Array | None
+) -> jax.Array:
+    """The mean of each window with weights e**logits, in the dtype it adds up in."""
+    x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
+    logits = hide(logits.astype(x.dtype), where, -jnp.inf)
+    # Infinities as the largest number: the difference of two is 0.
+    logits = lax.min(logits, np.finfo(x.dtype).max)
+    x = hide(x, logits != -jnp.inf)
+    return exponential_mean(logits, x, jnp.ones([1] * x.ndim, x.dtype), geometry)
+
+
+def _self_weighted(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    name: str,
+    value: ArrayLike,
+) -> jax.Array:
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    sharpness = _sharpness(caller, name, value, x, geometry)
+    sign = jnp.where(lax.stop_gradient(sharpness) < 0, -1, 1).astype(x.dtype)
+    # Not 0, at which what is hidden would weigh as much as anything.
+    slope = at_least(sharpness * sign, 1e-30)
+    y = exponential_mean(hide(x * sign, where, -jnp.inf), None, slope, geometry) * sign
+    if where is not None or holds_nothing(geometry):
+        count = element_count(x.dtype, x.ndim, geometry, where, False)
+        y = hide(y, jnp.asarray(count > 0))
+    return y.astype(dtype)
 
 
 def _log_mean_exp(
@@ -117,47 +316,24 @@ def _log_mean_exp(
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    sharpness = as_parameter(caller, "r", r, x, positive=True)
+    slope = _sharpness(caller, "r", r, x, geometry, positive=True)
+    slope = at_least(slope, _LEAST_R)
+    return log_mean_exponential(x, where, slope, geometry).astype(dtype)
+
+
+def _sharpness(
+    caller: str,
+    name: str,
+    value: ArrayLike,
+    x: jax.Array,
+    geometry: Geometry,
+    positive: bool = False,
+) -> jax.Array:
+    """The parameter as an array that is the same along pooled axes."""
+    sharpness = as_parameter(caller, name, value, x, positive=positive)
     if any(sharpness.shape[a] != 1 for a in geometry.pooled):
         rule = "must be a scalar or one value a channel: the same along pooled axes"
-        raise fail(caller, "r", rule, np.shape(r))
-    largest = window_extremum(lax.stop_gradient(x), geometry, True, where)
-    # inf - inf is NaN: where the largest is infinite it is the result.
-    finite = jnp.isfinite(largest)
-    if geometry.whole:
-        shift = jnp.where(finite, largest, 0)
-        x = hide(x, where, shift)
-        mean = masked_mean(jnp.exp(sharpness * (x - shift)), geometry, where, False)
-    else:
-        shift, mean = _shifted_mean(x, geometry, where, sharpness)
-    y = jnp.log(jnp.where(finite, mean, 1)) / sharpness + shift
-    return jnp.where(finite, y, largest).astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _shifted_mean(x, geometry, where, sharpness):
-    """The maximum m of each window, and its mean of exp(r (x - m)), of finite elements.
-
-    An element lies in several windows, whose maxima differ. So windows are folded as
-    pairs (m, s) that stand for s exp(r m), with m constant in every derivative.
-    """
-    alive = jnp.isfinite(x) if where is None else jnp.isfinite(x) & where
-    x = jnp.where(alive, x, 0)
-    peak = lax.stop_gradient(x)
-    share = jnp.where(alive, jnp.exp(sharpness * (x - peak)), 0)
-    none, most = -jnp.inf, jnp.finfo(x.dtype).max
-
-    def add(a, b):
-        (peak_a, share_a), (peak_b, share_b) = a, b
-        # Derivatives by r are 0 * inf for an infinite distance. To no element it may
-        # be any: that one's share is 0.
-        apart = jnp.minimum(jnp.abs(peak_a - peak_b), most)
-        apart = jnp.where(jnp.minimum(peak_a, peak_b) == none, 0, apart)
-        less, above = jnp.exp(-sharpness * apart), peak_a >= peak_b
-        share = jnp.where(above, share_a + less * share_b, less * share_a + share_b)
-        return jnp.maximum(peak_a, peak_b), share
-
-    pairs = (jnp.where(alive, peak, none), share)
-    shift, total = window_fold(pairs, (none, 0), add, geometry)
-    count = element_count(x.dtype, x.ndim, geometry, where, False)
-    return shift, divide(total, jnp.maximum(jnp.asarray(count, x.dtype), 1))
+        raise fail(caller, name, rule, np.shape(value))
+    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+        raise fail(caller, name, "must be finite", value)
+    return sharpness

@@ -1,28 +1,35 @@
 """Power means: from the sum of magnitudes at p = 1 to their maximum at p = infinity.
 
-Magnitudes are divided by a power of two, chosen for each plane, before they are raised
-to p, so that no power overflows and no bit of the result changes. Lp pools keep the
-sum of powers (or, normalised, their mean); generalised-mean (GeM) pooling clamps at a
-small epsilon from below instead of taking magnitudes.
+Lp pools take the sum of powers of magnitudes (or, normalised, their mean), which are
+divided by a power of two, chosen for each plane, before they are raised to p, so that
+no power overflows and no bit of the result changes. Generalised-mean (GeM) pooling
+clamps at a small epsilon from below instead of taking magnitudes, and learned-norm
+pooling learns where magnitudes are counted from: both are log-mean-exponentials of
+logarithms, relative to the window's largest.
 
 References:
   Pierre Sermanet, Soumith Chintala, Yann LeCun: Convolutional Neural Networks Applied
   to House Numbers Digit Classification, 2012 (Lp pooling).
   Filip Radenovic, Giorgos Tolias, Ondrej Chum: Fine-tuning CNN Image Retrieval with No
   Human Annotation, 2018 (GeM).
+  Caglar Gulcehre, Kyunghyun Cho, Razvan Pascanu, Yoshua Bengio: Learned-Norm Pooling
+  for Deep Feedforward and Recurrent Neural Networks, 2014.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, laid, whole
 from jaxpool._core.engine import window_extremum
+from jaxpool._core.exponential import exp, log, log_mean_exponential
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
+    at_least,
     hide,
     mean_dtype,
     power_of_two_scale,
@@ -32,7 +39,16 @@ from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding
 from jaxpool._ops.average import masked_mean, masked_sum
 
-__all__ = ["gem_pool", "global_gem_pool", "global_lp_pool", "lp_pool"]
+__all__ = [
+    "gem_pool",
+    "global_gem_pool",
+    "global_lp_pool",
+    "learned_norm_pool",
+    "lp_pool",
+]
+
+# What a learned order counts as below this: 1 / p does not explode.
+_LEAST_P = 1e-3
 
 
 @pool_op("power", "window")
@@ -152,7 +168,8 @@ def global_gem_pool(
 
     Args:
       x: `[B, S..., C]`, real.
-      p: the order, greater than 0: a scalar, or one value a channel.
+      p: the order, greater than 0: a scalar, or one value a channel. Below 0.001, where
+        learning may take it, it counts as 0.001, with the gradient there.
       eps: the lower bound, greater than 0, in units of `x`.
       axis, keepdims, where: as in :func:`global_max_pool`.
 
@@ -161,11 +178,68 @@ def global_gem_pool(
       part.
 
     Raises:
-      ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0.
+      ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0, if
+        their values are known.
     """
     x, geometry, where = whole("global_gem_pool", x, where, axis, ordered=True)
     y = _generalized_mean("global_gem_pool", x, geometry, where, p, eps)
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
+
+
+@pool_op("power", "window", learned=("rho", "center"))
+def learned_norm_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    rho: ArrayLike = 1.8546,
+    center: ArrayLike = 0.0,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The normalised p-norm of each window about a centre; strides default to 1.
+
+    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} |x_i - c|^p\Big)^{1/p},
+        \qquad p = 1 + \log(1 + e^\rho)
+
+    where :math:`n_o` counts the window's elements (padding not). The order is above 1
+    whatever :math:`\rho`. The paper pools over projections of its input, each with a
+    centre of its own; here one serves all places. Gradient: that of the formula, in
+    :math:`\rho` and c too, and 0 where all elements equal c.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      rho: what the order is made of: a scalar, or one value a channel. 1.8546 gives the
+        order 3.
+      center: where magnitudes are counted from, in units of x: a scalar, or one value a
+        channel.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([4.0, 0.0, 3.0, 1.0])[:, None]
+      >>> learned_norm_pool(x, (2,), (2,), center=2.0)[:, 0]
+      Array([2., 1.], dtype=float32)
+    """
+    caller = "learned_norm_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    order = 1 + jax.nn.softplus(as_parameter(caller, "rho", rho, x))
+    size = _magnitude(hide(x - as_parameter(caller, "center", center, x), where))
+    return _power_mean(size, order, geometry, where).astype(dtype)
 
 
 def _generalized_mean(
@@ -181,9 +255,23 @@ def _generalized_mean(
     floor = as_parameter(caller, "eps", eps, x, positive=True)
     order = as_parameter(caller, "p", p, x, positive=True)
     x = hide(jnp.where(x <= floor, floor, x), where)
-    scale = power_of_two_scale(x, geometry.pooled, order)
-    mean = masked_mean(safe_power(x / scale, order), geometry, where, False)
-    return (safe_power(mean, 1 / order) * scale).astype(dtype)
+    order = at_least(order, _LEAST_P)
+    return _power_mean(x, order, geometry, where).astype(dtype)
+
+
+def _power_mean(
+    size: jax.Array, order: jax.Array, geometry: Geometry, where: jax.Array | None
+) -> jax.Array:
+    """The power mean of each window's numbers, at least 0; 0 for one without any."""
+    zero = size < jnp.finfo(size.dtype).tiny
+    place = jnp.where(zero, -jnp.inf, log(jnp.where(zero, 1, size)))
+    y = log_mean_exponential(place, where, order, geometry)
+    return jnp.where(y < jnp.inf, exp(jnp.where(y < jnp.inf, y, 0)), y)
+
+
+def _magnitude(x: jax.Array) -> jax.Array:
+    """|x|, with gradient 0 at 0."""
+    return x * lax.stop_gradient(jnp.sign(x))
 
 
 def _norm(
@@ -196,7 +284,7 @@ def _norm(
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
     x = hide(x.astype(accumulation_dtype(dtype)), where)
-    size = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, with gradient 0 at 0
+    size = _magnitude(x)
     if isinstance(p, float) and p == math.inf:
         y = window_extremum(size, geometry, True, where)
         empty = jnp.isneginf(y)

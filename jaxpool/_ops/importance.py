@@ -1,0 +1,301 @@
+"""Learned importance: means whose weights come from the elements' surroundings.
+
+Local importance-based pooling asks a small network how much each element counts;
+detail-preserving pooling gives weight to what differs from its window's mean.
+
+References:
+  Ziteng Gao, Limin Wang, Gangshan Wu: LIP: Local Importance-based Pooling, 2019.
+  Faraz Saeedan, Nicolas Weber, Michael Goesele, Stefan Roth: Detail-Preserving Pooling
+  in Deep Networks, 2018.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.nn import initializers
+from jax.typing import ArrayLike
+
+from jaxpool._core.arguments import as_array, as_parameter, laid
+from jaxpool._core.exponential import by_window, exp, fold, log
+from jaxpool._core.geometry import Geometry
+from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
+from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.stages import holds_nothing
+from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
+from jaxpool._ops.average import masked_mean
+from jaxpool._ops.exponential import weighted_by
+
+__all__ = ["detail_preserving_pool", "local_importance_pool"]
+
+_NAMES = ("kernel", "norm_scale", "norm_bias")
+
+
+def _importance_weights(features: int, window_shape: Any) -> dict[str, Weight]:
+    """The kernel starts at 0, so that the pool is a mean, and the norm's scale at 1.
+
+    Args:
+      features: channels C of the input.
+    """
+    features = as_int("LocalImportancePool", "features", features, 1)
+    if not is_sequence(window_shape):
+        rule = "must be a sequence, to say how many axes the kernel has"
+        raise fail("LocalImportancePool", "window_shape", rule, window_shape)
+    rank = len(window_shape)
+    return {
+        "kernel": ((3,) * rank + (features, features), initializers.zeros),
+        "norm_scale": ((features,), initializers.ones),
+        "norm_bias": ((features,), initializers.zeros),
+    }
+
+
+@pool_op("importance", "other", weights=_importance_weights)
+def local_importance_pool(
+    x: ArrayLike,
+    params: Mapping[str, ArrayLike],
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    eps: float = 1e-5,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of each window with learned weights (LIP); strides default to 1.
+
+    .. math:: y_o = \frac{\sum_{i \in W(o)} e^{g_i} x_i}{\sum_{i \in W(o)} e^{g_i}},
+        \qquad g = 12 \, \sigma\big(s \operatorname{norm}(K * x) + b\big)
+
+    with a convolution over 3 elements along each pooled axis, zeros around the input,
+    and the norm of each channel of each sample over the pooled axes (instance norm).
+    This is the authors' simplified form; they pool windows of 3 with strides of 2 and
+    padding of 1. The kernel starts at 0, where it is a mean, and its gradient is not 0;
+    logits within (0, 12) keep the weights within a factor of e**12.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`; channels are the last axis that is
+        not pooled.
+      params: arrays by name: `kernel` `[3, ..., 3, C, C]` with a 3 for each pooled
+        axis, from input to output channels, and `norm_scale` s and `norm_bias` b `[C]`;
+        the last two may be absent, as 1 and 0.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`. What a mask hides is 0 to the convolution, and
+        counts neither in the norm nor in the mean.
+      eps: what the norm adds to the variance.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
+      without elements gives 0. NaN is felt by its whole sample.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for arrays that are missing,
+        not known or whose shapes do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, params = jnp.arange(4.0)[:, None], {"kernel": jnp.zeros((3, 1, 1))}
+      >>> local_importance_pool(x, params, (2,), (2,))[:, 0]
+      Array([0.5, 2.5], dtype=float32)
+    """
+    caller = "local_importance_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    dtype = mean_dtype(x.dtype)
+    x = hide(x.astype(accumulation_dtype(dtype)), where)
+    if not 0 < eps < math.inf:
+        raise fail(caller, "eps", "must be finite and greater than 0", eps)
+    rest = [a for a in range(-x.ndim, 0) if a not in geometry.pooled]
+    if not rest:
+        raise fail(caller, "axis", "must leave an axis for the channels", axis)
+    channel = rest[-1]
+    w = _read(caller, params, x.shape[channel], len(geometry.axes), x.dtype)
+    response = _convolve(x, w["kernel"], geometry.pooled, rest)
+    response = _normalize(response, geometry, where, eps)
+    for name, operation in (("norm_scale", lax.mul), ("norm_bias", lax.add)):
+        if name in w:
+            shape = [1] * x.ndim
+            shape[channel] = x.shape[channel]
+            array = jnp.broadcast_to(w[name].reshape(shape), response.shape)
+            response = operation(response, array)
+    logits = 12 * jax.nn.sigmoid(response)
+    return weighted_by(x, logits, geometry, where).astype(dtype)
+
+
+def _read(
+    caller: str, params: Any, channels: int, rank: int, dtype: Any
+) -> dict[str, jax.Array]:
+    """The learned arrays, looked at."""
+    if not isinstance(params, Mapping):
+        rule = "must be a mapping of arrays by name"
+        raise fail(caller, "params", rule, type(params), TypeError)
+    if "kernel" not in params:
+        raise fail(caller, "params", "must have `kernel`", sorted(params))
+    if set(params) - set(_NAMES):
+        rule = f"must have no other names than {', '.join(_NAMES)}"
+        raise fail(caller, "params", rule, sorted(params))
+    arrays = {}
+    for name, array in params.items():
+        entry = f'params["{name}"]'
+        array = as_array(caller, array, entry, ordered=True)
+        wanted = (3,) * rank + (channels,) * 2 if name == "kernel" else (channels,)
+        if array.shape != wanted:
+            raise fail(caller, entry, f"must have the shape {wanted}", array.shape)
+        arrays[name] = array.astype(dtype)
+    return arrays
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, pooled: tuple[int, ...], rest: list[int]
+) -> jax.Array:
+    """The convolution over `pooled`, with zeros around, in the layout of `x`."""
+    order = [a + x.ndim for a in (*rest[:-1], *pooled, rest[-1])]
+    moved = x.transpose(order)
+    flat = moved.reshape(-1, *moved.shape[len(rest) - 1 :])
+    n = len(pooled)
+    numbers = lax.ConvDimensionNumbers(
+        (0, n + 1, *range(1, n + 1)),
+        (n + 1, n, *range(n)),
+        (0, n + 1, *range(1, n + 1)),
+    )
+    y = lax.conv_general_dilated(
+        flat, kernel, (1,) * n, [(1, 1)] * n, dimension_numbers=numbers
+    )
+    return y.reshape(moved.shape).transpose(np.argsort(order))
+
+
+def _normalize(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, eps: float
+) -> jax.Array:
+    """The instance norm over the pooled axes."""
+
+    def mean(x):
+        if where is None:
+            return jnp.mean(x, geometry.pooled, keepdims=True)
+        count = jnp.sum(where.astype(x.dtype), geometry.pooled, keepdims=True)
+        total = jnp.sum(hide(x, where), geometry.pooled, keepdims=True)
+        return total / jnp.maximum(count, 1)
+
+    x = x - mean(x)
+    return x * lax.rsqrt(mean(x * x) + eps)
+
+
+@pool_op("importance", "window", learned=("lam", "alpha"))
+def detail_preserving_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    lam: ArrayLike = 0.0,
+    alpha: ArrayLike = 0.0,
+    symmetric: bool = True,
+    eps: float = 1e-3,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of each window, weighted by distance from its plain mean; strides 1.
+
+    With the window's mean :math:`m_o` and elements' detail
+    :math:`d_i = (x_i - m_o)^2 + \epsilon`, of which :math:`\bar d_o` is the mean,
+
+    .. math:: y_o = \frac{\sum_{i \in W(o)} w_i x_i}{\sum_{i \in W(o)} w_i}, \qquad
+        w_i = (d_i / \bar d_o)^{e^\lambda / 2} + e^\alpha
+
+    or, asymmetric, with :math:`\max(x_i - m_o, 0)^2` instead: only what lies above the
+    mean is detail. Padding is no element. As :math:`\alpha` grows it is the mean, and
+    asymmetric, as :math:`\lambda` grows and :math:`\alpha` falls, the maximum.
+    Gradient: that of the formula, in :math:`\lambda` and :math:`\alpha` too.
+
+    This is the authors' lite form: for windows of 2 with strides of 2 it equals theirs,
+    and any other window, whatever the input's size, has a mean of its own to differ
+    from.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      lam: the logarithm of how much detail counts: a scalar, or one value a channel.
+        Above 10 it counts as 10. The authors draw it, and alpha, near 0.
+      alpha: the logarithm of what each element weighs without any detail: a scalar, or
+        one value a channel.
+      symmetric: whether what lies below the mean is detail too.
+      eps: the detail of what equals the mean, greater than 0, in units of x squared.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window with
+      NaN or infinity gives its mean, and one without elements 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for eps <= 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 0.0, 0.0, 4.0])[:, None]
+      >>> y = detail_preserving_pool(x, (4,), lam=3.0, alpha=-3.0, symmetric=False)
+      >>> round(float(y[0, 0]), 3)
+      3.999
+    """
+    caller = "detail_preserving_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = laid(caller, x, where, spec, ordered=True)
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    if not 0 < eps < math.inf:
+        raise fail(caller, "eps", "must be finite and greater than 0", eps)
+    power = jnp.exp(lax.min(as_parameter(caller, "lam", lam, x), x.dtype.type(10))) / 2
+    base = as_parameter(caller, "alpha", alpha, x)
+    for name, given, array in (("lam", lam, power), ("alpha", alpha, base)):
+        if any(array.shape[a] != 1 for a in geometry.pooled):
+            rule = "must be a scalar or one value a channel: the same along pooled axes"
+            raise fail(caller, name, rule, np.shape(given))
+    x = hide(x, where)
+    mean = masked_mean(x, geometry, where, False)
+    calm = hide(x, jnp.isfinite(x))  # the mean speaks for windows with anything else
+    y = _preserve(calm, where, power, base, geometry, symmetric, eps)
+    return jnp.where(jnp.isfinite(mean), y, mean).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _preserve(x, where, power, base, geometry, symmetric, eps):
+    @functools.partial(jax.checkpoint, static_argnums=1)
+    def weigh(parts, stage):
+        elements, shown = parts
+        shown = shown or [None] * len(elements)
+        count = stage.taps if where is None else fold(lax.add, shown, stage)
+        count = jnp.maximum(jnp.asarray(count, x.dtype), 1)
+
+        def total(terms):
+            pairs = zip(terms, shown, strict=True)
+            return fold(lax.add, [t if s is None else t * s for t, s in pairs], stage)
+
+        mean = total(elements) / count
+        away = [e - mean for e in elements]
+        detail = [d * (d if symmetric else lax.max(d, d * 0)) + eps for d in away]
+        level = log(total(detail) / count)
+        level = jnp.where(count > 0, level, 0)
+        heights = [power * (log(d) - level) for d in detail]
+        # Relative to the largest weight: below or at 1.
+        peak = lax.max(lax.stop_gradient(fold(lax.max, heights, stage)), base * 1)
+        flat = exp(base - peak)
+        weights = [exp(h - peak) + flat for h in heights]
+        some = total(weights)
+        shift = total([w * d for w, d in zip(weights, away, strict=True)])
+        return mean + shift / jnp.where(some > 0, some, 1)
+
+    shown = where
+    if where is None and (geometry.symbolic or holds_nothing(geometry)):
+        ones = [1] * x.ndim
+        for a in geometry.axes:
+            ones[a.axis] = a.size
+        shown = where = jnp.ones(ones, bool)
+    shown = None if shown is None else shown.astype(x.dtype)
+    return by_window(weigh, (x, shown), (0, 0), geometry)
