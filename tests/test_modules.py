@@ -96,7 +96,7 @@ def test_linen_equals_nnx_equals_function(case):
     equal(in_nnx(x, **named), expected)
     equal(in_linen.apply(variables, x, **named), expected)
     if case.op.takes_where:
-        mask = x[..., 0] > 0 if case.op.weights else x > 0
+        mask = x[..., 0] > 0 if case.op.family == "attention" else x > 0
         masked = case.function(where=mask)(x)
         equal(in_nnx(x, where=mask, **named), masked)
         equal(in_linen.apply(variables, x, where=mask, **named), masked)

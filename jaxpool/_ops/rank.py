@@ -42,7 +42,6 @@ from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.stages import large_and_whole
-from jaxpool._core.taps import apart
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import element_count
 
@@ -609,7 +608,7 @@ def _descending_jvp(geometry, primals, tangents):
         ranks = _ranks(x, geometry)
         # Apart, so that the transpose computes each tap's gradient once, not again for
         # each element that it might belong to.
-        parts = [apart(part) for part in window_taps(tangent, geometry)]
+        parts = _apart(window_taps(tangent, geometry))
         pairs = list(zip(ranks, parts, strict=True))
         moved = [
             sum(jnp.where(rank == np.uint8(r), part, 0) for rank, part in pairs)
@@ -634,12 +633,25 @@ def _ranks(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
         a, b = parts[j], parts[k]
         return (a >= b if j < k else a > b).astype(x.dtype)
 
+    (x,) = _apart([x])  # padded once
     parts = window_taps(x, geometry)
     taps = range(len(parts))
-    return [
-        apart(sum((before(j, k) for j in taps if j != k), x0 * 0).astype(np.uint8))
-        for k, x0 in enumerate(parts)
-    ]
+    none = (parts[0] < parts[0]).astype(x.dtype)  # 0, laid out on devices as the taps
+    counts = [sum((before(j, k) for j in taps if j != k), none) for k in taps]
+    return _apart([count.astype(np.uint8) for count in counts])
+
+
+def _apart(arrays: list[jax.Array]) -> list[jax.Array]:
+    """As `apart`, of several arrays behind one condition, which compile faster."""
+
+    def behind_condition(arrays):
+        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+        return lax.cond(always, lambda arrays: arrays, zeros, arrays)
+
+    return lax.platform_dependent(
+        arrays, cpu=behind_condition, default=lax.optimization_barrier
+    )
 
 
 def _stacked(x: jax.Array, geometry: Geometry) -> jax.Array:
