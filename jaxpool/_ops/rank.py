@@ -432,6 +432,7 @@ def dropout_max_pool(
     x, geometry, where = _laid(caller, x, where, spec)
     if not 0 <= _as_number(caller, "rate", rate) < 1:
         raise fail(caller, "rate", "must be at least 0 and less than 1", rate)
+    x = x.astype(mean_dtype(x.dtype))
     x = jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max(x, 0), it keeps NaN
     if deterministic:
         weights = _geometric(1 - rate, geometry.taps)
