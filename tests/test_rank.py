@@ -122,6 +122,9 @@ def test_infinity_and_hidden_elements():
     assert f(x, where=x < 2).item() == -np.inf
     y = jaxpool.rank_pool(x, (4,), weights=[1, 2, 3, 4], where=(x < 4) & (x > 0))
     assert y.item() == 2 + 2 * 1
+    many = np.tile(X[:, :, :, :1], (1, 10, 1, 1))  # 420 elements
+    top = jaxpool.topk_avg_pool(many, None, axis=(1, 2), k=99, where=many > 1)
+    close(np.ravel(top), [plane[plane > 1].mean() for plane in many])
     g = jax.grad(lambda x: f(x, where=x > 3).sum())(x)
     close(g[:, 0], [0, 0, 0, 1])
 

@@ -562,13 +562,15 @@ def _weighted_sum(
         lowest = identity(wide, True)
         x, inside, _ = window_pad(x.astype(wide), geometry, where, lowest)
         ordered = _existing(_descending(x, inside)[: len(weights)], count)
-        if isinstance(ordered, list):
-            return sum(w * element for w, element in zip(weights, ordered, strict=True))
-        return jnp.sum(_column(weights, ordered) * ordered, 0)
+        if not isinstance(ordered, list):
+            return _total(_column(weights, x.ndim) * ordered)
+        return _total([w * e for w, e in zip(weights, ordered, strict=True)])
 
     y = weigh(x, weights)
     if normalize:
-        total = sum(_existing(list(weights), count))
+        few = len(weights) <= MOST_RANKED
+        each = list(weights) if few else _column(weights, x.ndim)
+        total = _total(_existing(each, count))
         nothing = total == 0
         divisor = jnp.where(nothing, 1, total)
         # The mean of equals is exact where weights are equal.
@@ -577,8 +579,12 @@ def _weighted_sum(
     return y.astype(dtype)
 
 
-def _column(values: Any, like: jax.Array) -> Any:
-    return values.reshape(len(values), *values.shape[1:] or (1,) * (like.ndim - 1))
+def _column(values: Any, ndim: int) -> Any:
+    return values.reshape(len(values), *values.shape[1:] or (1,) * ndim)
+
+
+def _total(values: Any) -> Any:
+    return sum(values) if isinstance(values, list) else jnp.sum(values, 0)
 
 
 def _existing(values: Any, count: Any) -> Any:
@@ -587,7 +593,9 @@ def _existing(values: Any, count: Any) -> Any:
         return values
     if isinstance(values, list):
         return [jnp.where(r < count, value, 0) for r, value in enumerate(values)]
-    return jnp.where(_column(np.arange(len(values)), values) < count, values, 0)
+    return jnp.where(
+        _column(np.arange(len(values)), values.ndim - 1) < count[None], values, 0
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
