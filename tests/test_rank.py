@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ import jaxpool.nnx
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 X = np.random.default_rng(0).normal(size=(2, 6, 7, 3)).astype(np.float32)
-W = dict(window_shape=(2, 3), strides=(2, 2), padding=((1, 0), (0, 2)))
+W: dict[str, Any] = dict(window_shape=(2, 3), strides=(2, 2), padding=((1, 0), (0, 2)))
 FIRST, LAST = np.eye(6)[0], np.eye(6)[-1]
-CLOSE = dict(rtol=2e-6, atol=2e-6)
+CLOSE: dict[str, Any] = dict(rtol=2e-6, atol=2e-6)
 
 
 def close(actual, expected):
@@ -60,7 +61,7 @@ def test_limits(f, limit):
 
 
 def test_last_rank_is_the_minimum():
-    window = dict(window_shape=(2, 3))
+    window: dict[str, Any] = dict(window_shape=(2, 3))
     y = jaxpool.rank_pool(X, **window, weights=LAST)
     close(y, jaxpool.min_pool(X, **window))
     # Of no element with a weight, there is no mean.
@@ -106,7 +107,7 @@ def test_equals_rank_in_row_major_order(n):
 def test_second_derivatives_in_elements_and_weights(x64):
     rng = np.random.default_rng(0)
     x, w = rng.permutation(16.0 * np.arange(20)).reshape(1, 4, 5, 1), rng.random(4)
-    window = dict(window_shape=(2, 2), padding=((1, 0), (0, 0)))
+    window: dict[str, Any] = dict(window_shape=(2, 2), padding=((1, 0), (0, 0)))
 
     def f(x, w):
         return jaxpool.rank_pool(x / 160, **window, weights=w, normalize=True) ** 2
@@ -120,7 +121,7 @@ def test_infinity_and_hidden_elements():
     assert f(x).item() == 3
     assert f(x, where=x < 4).item() == 1.5
     assert f(x, where=x < 2).item() == -np.inf
-    y = jaxpool.rank_pool(x, (4,), weights=[1, 2, 3, 4], where=(x < 4) & (x > 0))
+    y = jaxpool.rank_pool(x, (4,), weights=np.arange(1, 5), where=(x < 4) & (x > 0))
     assert y.item() == 2 + 2 * 1
     many = np.tile(X[:, :, :, :1], (1, 10, 1, 1))  # 420 elements
     top = jaxpool.topk_avg_pool(many, None, axis=(1, 2), k=99, where=many > 1)
@@ -194,4 +195,5 @@ def test_elements_in_order_take_no_memory(k):
     x = jax.ShapeDtypeStruct((2, 28, 28, 16), np.float32)
     f = functools.partial(jaxpool.rank_weighted_pool, window_shape=(k, k), padding=1)
     memory = jax.jit(f).lower(x).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes <= 2 * x.size * 4

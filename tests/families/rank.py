@@ -178,7 +178,7 @@ def _halves(op, **arguments):
     return of
 
 
-_WILDCAT = (1 / 4,) * 2 + (0,) * 12 + (0.6 / 4,) * 2
+_WILDCAT = np.array((1 / 4,) * 2 + (0,) * 12 + (0.6 / 4,) * 2)
 _TENTHS = np.array([[0.4], [0.3], [0.2], [0.1]])
 _rwp, _dropout = jaxpool.rank_weighted_pool, jaxpool.dropout_max_pool
 GOLDEN = {
