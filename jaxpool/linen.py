@@ -5,7 +5,7 @@ A module takes its function's arguments as attributes and its arrays when it is 
 are made from the op table; `help(jaxpool.linen.MaxPool)` shows its arguments.
 """
 
-import inspect
+import dataclasses
 from typing import Any, ClassVar, cast
 
 import jax
@@ -95,8 +95,10 @@ def _module(op: PoolOp) -> type[PoolModule]:
         "__qualname__": op.module_name,
     }
     for f in fields:
-        if f.default is not inspect.Parameter.empty:
+        if f.default is not f.empty:
             facts[_field(f.name)] = f.default
+        elif f.kind is f.KEYWORD_ONLY:
+            facts[_field(f.name)] = dataclasses.field(kw_only=True)
     return cast(type[PoolModule], type(op.module_name, (base,), facts))
 
 

@@ -20,6 +20,8 @@ from jaxpool._core.op import OPS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+# Families whose learned ops take a mask of positions.
+TOKENS = ("attention", "probe", "aggregation")
 every_op = pytest.mark.parametrize("case", typical(), ids=lambda c: c.op.name)
 
 
@@ -102,7 +104,7 @@ def test_linen_equals_nnx_equals_function(case):
     equal(in_nnx(x, **named), expected)
     equal(in_linen.apply(variables, x, **named), expected)
     if case.op.takes_where:
-        tokens = case.op.weights and case.op.family != "importance"
+        tokens = case.op.weights and case.op.family in TOKENS
         mask = x[..., 0] > 0 if tokens else x > 0
         masked = case.function(where=mask)(x)
         equal(in_nnx(x, where=mask, **named), masked)

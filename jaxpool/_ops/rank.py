@@ -1,32 +1,443 @@
-"""Order statistics: an element of each window by its rank, not by its value.
+"""Order statistics: the elements of each window by rank, not by place or value.
+
+Nearly all are one formula, a sum over ranks with a weight for each, the largest element
+first: :func:`rank_pool` takes any weights, the others name known ones. The rest take
+one element of each window, whose rank is fixed (the median) or drawn.
 
 References:
   John Tukey: Exploratory Data Analysis, 1977 (running medians).
+  Zenglin Shi, Yangdong Ye, Yunpeng Wu: Rank-based Pooling for Deep Convolutional Neural
+  Networks, 2016 (means of the k largest, geometric weights, and draws by rank).
+  Haibing Wu, Xiaodong Gu: Max-Pooling Dropout for Regularization of Convolutional
+  Neural Networks, 2015.
+  Adrien Deliege, Maxime Istasse, Ashwani Kumar, Christophe De Vleeschouwer, Marc Van
+  Droogenbroeck: Ordinal Pooling, 2019.
+  Thibaut Durand, Taylor Mordan, Nicolas Thome, Matthieu Cord: WILDCAT: Weakly
+  Supervised Learning of Deep ConvNets, 2017 (means of the k largest and smallest).
 """
 
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import laid
+from jaxpool._core.arguments import Spec, as_array, as_key, laid
 from jaxpool._core.engine import (
     MOST_MATCHED,
     identity,
     window_match,
     window_pad,
     window_sort,
+    window_taps,
 )
-from jaxpool._core.geometry import static_size
-from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.geometry import Geometry, static_size
+from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
+from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.stages import large_and_whole
-from jaxpool._core.window import Ints, Padding, fail
+from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import element_count
 
-__all__ = ["median_pool"]
+__all__ = [
+    "dropout_max_pool",
+    "median_pool",
+    "ordinal_pool",
+    "rank_pool",
+    "rank_stochastic_pool",
+    "rank_weighted_pool",
+    "topk_avg_pool",
+]
+
+# Up to this many elements of a window are ranked, for derivatives, by comparing each
+# with each; the number of elements to the square is what the program grows with.
+MOST_RANKED = 16
+
+
+@pool_op("rank", "window")
+def rank_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    weights: ArrayLike,
+    normalize: bool = False,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""A weighted sum of each window's elements by rank; strides default to 1.
+
+    With the window's m elements from large to small,
+    :math:`x_{(1)} \ge \dots \ge x_{(m)}`,
+
+    .. math:: y_o = \sum_{r=1}^{m} w_r x_{(r)}, \qquad
+        y_o = \sum_{r=1}^{m} w_r x_{(r)} \Big/ \sum_{r=1}^{m} w_r
+        \quad \text{(normalize)}
+
+    Maximum, minimum, mean, median, and whatever lies between: what is special about a
+    pool by rank is in its weights. Padding, and what a mask hides, is no element and
+    has no rank: in a window of m < n elements the last n - m weights are left out, so
+    that its sum is smaller, as that of :func:`sum_pool` is, or, with `normalize`, a
+    mean over fewer.
+
+    Gradient: to each element the weight of its rank, and to each weight the element of
+    its rank; of equal elements the first in row-major order ranks first. All orders of
+    derivatives follow.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`. A window has n elements at most.
+      weights: `[n]`, that of the largest element first; or `[n, C]`, or `[n, ...]` of
+        whatever broadcasts to the result. Infinity times a weight of 0 is NaN.
+      normalize: whether to divide by the sum of the weights; where that is 0, y is 0.
+
+    Returns:
+      `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in float32),
+      integers as floats. A window with NaN gives NaN, and one without elements 0.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for other than n weights.
+
+    Example:
+      The scores of WILDCAT, the mean of the k largest plus alpha times that of the k
+      smallest, halved, for k = 1 and alpha = 0.5:
+
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
+      >>> rank_pool(x, (4,), weights=[0.5, 0, 0, 0.25])[:, 0]
+      Array([2.25], dtype=float32)
+    """
+    caller = "rank_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    weights = as_array(caller, weights, "weights", ordered=True)
+    rule = f"must have {geometry.taps} entries, one for each element of a window"
+    if weights.ndim == 0 or len(weights) != geometry.taps:
+        raise fail(caller, "weights", rule, weights.shape)
+    rest, out = weights.shape[1:], geometry.out_shape(x.shape)
+    rest = (1,) * (x.ndim - len(rest)) + rest
+    if len(rest) > x.ndim or any(
+        m not in (1, n) for m, n in zip(rest, out, strict=True)
+    ):
+        rule = f"must have entries that broadcast to the result, whose shape is {out}"
+        raise fail(caller, "weights", rule, weights.shape)
+    weights = weights.reshape(len(weights), *rest)
+    return _weighted_sum(x, geometry, where, weights, normalize)
+
+
+@pool_op("rank", "window", monotone=True)
+def topk_avg_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    k: int,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The mean of the k largest elements of each window; strides default to 1.
+
+    .. math:: y_o = \frac{1}{\min(k, m)} \sum_{r=1}^{\min(k, m)} x_{(r)}
+
+    for m elements :math:`x_{(1)} \ge \dots \ge x_{(m)}`: rank-based average pooling.
+    k = 1 is the maximum, and k = n the mean. Gradient: an equal share to each of those
+    k, of equal elements to the first in row-major order.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      k: how many elements, at least 1; all of a window that has fewer.
+
+    Returns:
+      As :func:`rank_pool`.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for a bad k.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
+      >>> topk_avg_pool(x, (4,), k=2)[:, 0]
+      Array([3.5], dtype=float32)
+    """
+    caller = "topk_avg_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    k = min(as_int(caller, "k", k, 1), geometry.taps)
+    return _weighted_sum(x, geometry, where, np.ones(k), True)
+
+
+@pool_op("rank", "window", monotone=True)
+def rank_weighted_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    alpha: float = 0.5,
+    normalize: bool = True,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Elements of each window with weights that fall geometrically by rank.
+
+    .. math:: y_o = \sum_{r=1}^{m} p_r x_{(r)} \Big/ \sum_{r=1}^{m} p_r, \qquad
+        p_r = \alpha (1 - \alpha)^{r-1}
+
+    for m elements :math:`x_{(1)} \ge \dots \ge x_{(m)}`. Strides default to 1.
+    :math:`\alpha = 1` is the maximum, :math:`\alpha \to 0` the mean. Gradient: its
+    weight to each element, of equal ones to the first in row-major order first.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`.
+      alpha: a number with 0 < alpha <= 1.
+      normalize: whether to divide by the sum of the weights. The authors' code does
+        not, and is lower by a factor of :math:`1 - (1 - \alpha)^m`.
+
+    Returns:
+      As :func:`rank_pool`.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for a bad alpha.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
+      >>> rank_weighted_pool(x, (4,), alpha=0.5, normalize=False)[:, 0]
+      Array([3.0625], dtype=float32)
+    """
+    caller = "rank_weighted_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    alpha = _as_alpha(caller, alpha)
+    weights = _geometric(alpha, geometry.taps)
+    return _weighted_sum(x, geometry, where, weights, normalize)
+
+
+def _ordinal_weights(features: int, window_shape: Sequence[int]) -> dict[str, Weight]:
+    """Logits start at 0, so that the pool starts as the mean.
+
+    Args:
+      features: channels C of the input.
+      window_shape: the window, of n elements; a sequence.
+    """
+    caller = "OrdinalPool"
+    features = as_int(caller, "features", features, 1)
+    if not is_sequence(window_shape):
+        rule = "must be a sequence, to say how many weights there are"
+        raise fail(caller, "window_shape", rule, window_shape)
+    sizes = [as_int(caller, "window_shape", size, 1) for size in window_shape]
+    return {"logits": ((math.prod(sizes), features), initializers.zeros)}
+
+
+@pool_op("rank", "other", weights=_ordinal_weights)
+def ordinal_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    params: Mapping[str, ArrayLike],
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Elements of each window with a learned weight for each rank and channel.
+
+    .. math:: y_o = \sum_{r=1}^{m} w_r x_{(r)}, \qquad
+        w = \operatorname{softmax}(l_1, \dots, l_m)
+
+    for the m elements :math:`x_{(1)} \ge \dots \ge x_{(m)}` of a window of one
+    channel. Strides default to 1. Logits of 0 give the mean, with which a module
+    starts. The authors keep weights positive, of sum 1, by a projection after each
+    step; softmax does so by itself. Gradient: as in :func:`rank_pool`.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`; with `axis`, channels are the last of
+        the other axes.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`, of n elements at most.
+      params: `logits` `[n, C]`, those of the largest elements first.
+
+    Returns:
+      As :func:`rank_pool`.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, and for bad logits.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
+      >>> ordinal_pool(x, (4,), params={"logits": jnp.zeros((4, 1))})[:, 0]
+      Array([2.5], dtype=float32)
+    """
+    caller = "ordinal_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    if not isinstance(params, Mapping):
+        rule = "must be a mapping from names to arrays"
+        raise fail(caller, "params", rule, type(params), TypeError)
+    if set(params) != {"logits"}:
+        raise fail(caller, "params", "must have `logits` alone", sorted(params))
+    logits = as_array(caller, params["logits"], 'params["logits"]', ordered=True)
+    others = [d for d in range(-x.ndim, 0) if d not in geometry.pooled]
+    channel = others[-1] if others else None
+    features = 1 if channel is None else x.shape[channel]
+    if logits.shape != (geometry.taps, features):
+        rule = f"must have the shape {(geometry.taps, features)}"
+        raise fail(caller, 'params["logits"]', rule, logits.shape)
+    shape = [features if d == channel else 1 for d in range(-x.ndim, 0)]
+    wide = logits.astype(accumulation_dtype(mean_dtype(x.dtype)))
+    weights = jax.nn.softmax(wide, 0).reshape(geometry.taps, *shape)
+    return _weighted_sum(x, geometry, where, weights, True)
+
+
+@pool_op("rank", "window", takes_key=True)
+def rank_stochastic_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    alpha: float = 0.5,
+    key: Any = None,
+    deterministic: bool = False,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""One element of each window, drawn by its rank; strides default to 1.
+
+    .. math:: y_o = x_{(l)}, \quad P(l = r) = p_r \Big/ \sum_{q=1}^{m} p_q, \quad
+        p_r = \alpha (1 - \alpha)^{r-1} \quad \text{(training)}, \qquad
+        y_o = \mathbb{E}[x_{(l)}] \quad \text{(deterministic)}
+
+    for m elements :math:`x_{(1)} \ge \dots \ge x_{(m)}`; the second is
+    :func:`rank_weighted_pool`. Windows draw independently of each other, also where
+    they overlap. Gradient: in training to the drawn element alone, the first in
+    row-major order of those equal to it; what was drawn has none.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`; to draw, of at most 254 elements, unless it is
+        the whole extent.
+      alpha: a number with 0 < alpha <= 1; 1 is the maximum.
+      key: a PRNG key, typed or raw; the same key draws the same elements.
+      deterministic: whether to return the expectation, which needs no key.
+
+    Returns:
+      As :func:`rank_pool`.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, for a bad alpha, for larger
+        windows, and without a key to draw with.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
+      >>> rank_stochastic_pool(x, (4,), key=jax.random.key(0)).item() in (1, 2, 3, 4)
+      True
+    """
+    caller = "rank_stochastic_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    alpha = _as_alpha(caller, alpha)
+    if deterministic:
+        weights = _geometric(alpha, geometry.taps)
+        return _weighted_sum(x, geometry, where, weights, True)
+    return _draw(
+        caller, x, geometry, where, 1 - alpha, as_key(caller, key), always=True
+    )
+
+
+@pool_op("rank", "window", takes_key=True)
+def dropout_max_pool(
+    x: ArrayLike,
+    window_shape: Ints | None,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    *,
+    rate: float,
+    key: Any = None,
+    deterministic: bool = False,
+    window_dilation: Ints = 1,
+    ceil_mode: bool = False,
+    axis: Ints | None = None,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""The maximum of what dropout leaves of each window; strides default to 1.
+
+    With :math:`a = \max(x, 0)`, :math:`a_{(1)} \ge \dots \ge a_{(m)}`, and the rate
+    :math:`\rho`,
+
+    .. math:: y_o = \max_{i \in W(o)} b_i a_i, \quad P(b_i = 0) = \rho
+        \quad \text{(training)}, \qquad
+        y_o = \sum_{r=1}^{m} (1 - \rho) \rho^{r-1} a_{(r)}
+        \quad \text{(deterministic)}
+
+    The second is the expectation of the first. What is dropped counts as 0, and nothing
+    is scaled up to make up for it; so it is made for activations that are not negative,
+    and negative ones count as 0 too. Each window drops on its own, also where they
+    overlap: by one number a window, which decides the rank of the largest that is left.
+
+    Gradient: in training to the element taken alone, if it is positive, and the first
+    in row-major order of those equal to it; in evaluation the weight of its rank to
+    each positive element.
+
+    Args:
+      x: `[B..., S..., C]` as in :func:`max_pool`.
+      window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
+        window, as in :func:`max_pool`; to draw, of at most 254 elements, unless it is
+        the whole extent.
+      rate: the probability to drop an element, 0 <= rate < 1.
+      key: a PRNG key, typed or raw; the same key draws the same elements.
+      deterministic: whether to return the expectation, which needs no key.
+
+    Returns:
+      As :func:`rank_pool`; 0 where all elements are dropped.
+
+    Raises:
+      ValueError, TypeError: as in :func:`max_pool`, for a bad rate, for larger
+        windows, and without a key to draw with.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])[:, None]
+      >>> dropout_max_pool(x, (4,), rate=0.5, deterministic=True)[:, 0]
+      Array([2.125], dtype=float32)
+    """
+    caller = "dropout_max_pool"
+    spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
+    x, geometry, where = _laid(caller, x, where, spec)
+    if not 0 <= _as_number(caller, "rate", rate) < 1:
+        raise fail(caller, "rate", "must be at least 0 and less than 1", rate)
+    x = x.astype(mean_dtype(x.dtype))
+    x = jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max(x, 0), it keeps NaN
+    if deterministic:
+        weights = _geometric(1 - rate, geometry.taps)
+        return _weighted_sum(x, geometry, where, weights, False)
+    return _draw(caller, x, geometry, where, rate, as_key(caller, key), always=False)
 
 
 @pool_op("rank", "window", monotone=True)
@@ -83,25 +494,199 @@ def median_pool(
         rule = "must be 'lower' or 'midpoint'"
         raise fail(caller, "interpolation", rule, interpolation)
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid(caller, x, where, spec, ordered=True)
-    for a in geometry.axes:
-        static_size(caller, a.size)
-    if geometry.taps > MOST_MATCHED and not large_and_whole(geometry):
-        rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
-        raise fail(caller, "window_shape", rule, window_shape)
+    x, geometry, where = _laid(caller, x, where, spec)
     dtype = x.dtype if interpolation == "lower" else mean_dtype(x.dtype)
     wide = x.astype(accumulation_dtype(dtype))
-    count = element_count(np.int32, x.ndim, geometry, where, False)
-    last = identity(wide.dtype, False)  # what the ranks below never reach
-    wide, geometry, where = window_pad(wide, geometry, where, last)
-    ordered = window_sort(wide, geometry)
-    y = window_match(wide, _ranked(ordered, (count - 1) // 2), geometry, where)
-    if interpolation == "midpoint":
-        upper = window_match(wide, _ranked(ordered, count // 2), geometry, where)
-        y = y / 2 + upper / 2
+    count = _count(x, geometry, where)
+    ranks = [count // 2] if interpolation == "lower" else [count // 2, (count - 1) // 2]
+    middle = _elements(caller, wide, geometry, where, ranks)
+    y = middle[0] if len(middle) == 1 else middle[0] / 2 + middle[1] / 2
     if where is not None:
         y = jnp.where(count > 0, y, jnp.zeros((), y.dtype))
     return y.astype(dtype)
+
+
+def _laid(
+    caller: str, x: ArrayLike, where: ArrayLike | None, spec: Spec
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """As `laid`, for windows whose elements are to be put in order."""
+    array, geometry, mask = laid(caller, x, where, spec, ordered=True)
+    for a in geometry.axes:
+        static_size(caller, a.size)
+    return array, geometry, mask
+
+
+def _as_number(caller: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise fail(caller, name, "must be a number", value, TypeError)
+    return float(value)
+
+
+def _as_alpha(caller: str, value: Any) -> float:
+    alpha = _as_number(caller, "alpha", value)
+    if not 0 < alpha <= 1:
+        raise fail(caller, "alpha", "must be greater than 0 and at most 1", value)
+    return alpha
+
+
+def _count(x: jax.Array, geometry: Geometry, where: jax.Array | None) -> Any:
+    return element_count(np.int32, x.ndim, geometry, where, False)
+
+
+def _geometric(p: float, count: int) -> np.ndarray:
+    """p (1 - p)^r for the ranks r from 0, as far as it is not 0."""
+    return np.trim_zeros(p * (1 - p) ** np.arange(count), "b")
+
+
+def _weighted_sum(
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    weights: np.ndarray | jax.Array,
+    normalize: bool,
+) -> jax.Array:
+    """The sum of each window's elements, the largest first, by weight; or their mean.
+
+    `weights` are `[R]`, known and positive, or `[R, ...]` with all axes of `x` behind.
+    Elements that rank behind R have none.
+    """
+    dtype = mean_dtype(x.dtype)
+    wide = accumulation_dtype(dtype)
+    count = _count(x, geometry, where)
+    known = isinstance(weights, np.ndarray)
+    weights = weights.astype(wide)
+
+    # Kept for the derivative is the input alone, not every window's elements in order.
+    @jax.checkpoint
+    def weigh(x, weights):
+        lowest = identity(wide, True)
+        x, inside, _ = window_pad(x.astype(wide), geometry, where, lowest)
+        ordered = _existing(_descending(x, inside)[: len(weights)], count)
+        if not isinstance(ordered, list):
+            return _total(_column(weights, x.ndim) * ordered)
+        return _total([w * e for w, e in zip(weights, ordered, strict=True)])
+
+    y = weigh(x, weights)
+    if normalize:
+        few = len(weights) <= MOST_RANKED
+        each = list(weights) if few else _column(weights, x.ndim)
+        total = _total(_existing(each, count))
+        nothing = total == 0
+        divisor = jnp.where(nothing, 1, total)
+        # The mean of equals is exact where weights are equal.
+        y = divide(y, divisor) if known else y / divisor
+        y = jnp.where(nothing, 0, y)
+    return y.astype(dtype)
+
+
+def _column(values: Any, ndim: int) -> Any:
+    return values.reshape(len(values), *values.shape[1:] or (1,) * ndim)
+
+
+def _total(values: Any) -> Any:
+    return sum(values) if isinstance(values, list) else jnp.sum(values, 0)
+
+
+def _existing(values: Any, count: Any) -> Any:
+    """`values` by rank, with 0 for those that a window of `count` elements lacks."""
+    if isinstance(count, np.ndarray) and count.min() >= len(values):
+        return values
+    if isinstance(values, list):
+        return [jnp.where(r < count, value, 0) for r, value in enumerate(values)]
+    return jnp.where(
+        _column(np.arange(len(values)), values.ndim - 1) < count[None], values, 0
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _descending(x: jax.Array, geometry: Geometry) -> Any:
+    """The elements of each window, which holds no padding, from large to small.
+
+    If one is NaN, all are. Derivatives follow the elements; of equal ones the first in
+    row-major order comes first.
+    """
+    return window_sort(x, geometry)[::-1]
+
+
+@_descending.defjvp
+def _descending_jvp(geometry, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    y = _descending(x, geometry)
+    x = lax.stop_gradient(x)
+    if geometry.taps <= MOST_RANKED:
+        ranks = _ranks(x, geometry)
+        # Apart, so that the transpose computes each tap's gradient once, not again for
+        # each element that it might belong to.
+        parts = _apart(window_taps(tangent, geometry))
+        pairs = list(zip(ranks, parts, strict=True))
+        moved = [
+            sum(jnp.where(rank == np.uint8(r), part, 0) for rank, part in pairs)
+            for r in range(len(pairs))
+        ]
+        return y, moved
+    x = _stacked(x, geometry)
+    place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    place = jnp.where(x == x, place, place)  # laid out on devices as the elements
+    order = lax.sort((-x, place), dimension=0, num_keys=1)[1]
+    moved = jnp.take_along_axis(
+        _stacked(tangent, geometry), order, 0, mode="promise_in_bounds"
+    )
+    return y, list(moved) if isinstance(y, list) else moved
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _ranks(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
+    """The rank of each tap, uint8, from 0: how many elements come before it."""
+
+    def before(j, k):
+        a, b = parts[j], parts[k]
+        return (a >= b if j < k else a > b).astype(x.dtype)
+
+    (x,) = _apart([x])  # padded once
+    parts = window_taps(x, geometry)
+    taps = range(len(parts))
+    none = (parts[0] < parts[0]).astype(x.dtype)  # 0, laid out on devices as the taps
+    counts = [sum((before(j, k) for j in taps if j != k), none) for k in taps]
+    return _apart([count.astype(np.uint8) for count in counts])
+
+
+def _apart(arrays: list[jax.Array]) -> list[jax.Array]:
+    """As `apart`, of several arrays behind one condition, which compile faster."""
+
+    def behind_condition(arrays):
+        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+        return lax.cond(always, lambda arrays: arrays, zeros, arrays)
+
+    return lax.platform_dependent(
+        arrays, cpu=behind_condition, default=lax.optimization_barrier
+    )
+
+
+def _stacked(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """The elements of each window, one after the other along a new first axis."""
+    if not geometry.whole:
+        return jnp.stack(window_taps(x, geometry))
+    axes = geometry.pooled
+    x = jnp.moveaxis(x, axes, range(len(axes)))
+    return jnp.expand_dims(x.reshape(geometry.taps, *x.shape[len(axes) :]), axes)
+
+
+def _elements(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    ranks: Sequence[Any],
+) -> list[jax.Array]:
+    """The element of each window that has the rank given for each, from 0."""
+    if geometry.taps > MOST_MATCHED and not large_and_whole(geometry):
+        sizes = tuple(a.window for a in geometry.axes)
+        rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
+        raise fail(caller, "window_shape", rule, sizes)
+    x, geometry, where = window_pad(x, geometry, where, identity(x.dtype, True))
+    ordered = window_sort(x, geometry)[::-1]
+    return [window_match(x, _ranked(ordered, r), geometry, where) for r in ranks]
 
 
 def _ranked(ordered: Any, rank: Any) -> jax.Array:
@@ -116,3 +701,34 @@ def _ranked(ordered: Any, rank: Any) -> jax.Array:
         return y
     rank = jnp.where(y == y, rank, 0)[None]  # laid out on devices as the elements
     return jnp.take_along_axis(ordered, rank, 0, mode="promise_in_bounds")[0]
+
+
+def _draw(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    rate: float,
+    key: jax.Array,
+    *,
+    always: bool,
+) -> jax.Array:
+    """The largest element of each window after each is passed over with a probability.
+
+    If all are, that is 0; or, `always`, it happens under the condition that they are
+    not. One number u for each window decides: the r largest are passed over where
+    u <= rate^r.
+    """
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    shape = geometry.out_shape(x.shape)
+    count = jnp.asarray(_count(x, geometry, where), x.dtype)
+    u = 1 - jax.random.uniform(key, shape, x.dtype)  # never 0
+    empty = rate**count
+    if always:
+        u = empty + (1 - empty) * u
+    passed = jnp.floor(jnp.log(u) / (math.log(rate) if rate else -math.inf))
+    rank = jnp.clip(passed, 0, jnp.maximum(count - 1, 0)).astype(jnp.int32)
+    (y,) = _elements(caller, x, geometry, where, [rank])
+    nothing = count == 0 if always else u <= empty
+    return jnp.where(nothing, 0, y).astype(dtype)
