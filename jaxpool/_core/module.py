@@ -13,7 +13,8 @@ def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
     """The constructor's arguments: the op's settings, then keyword-only `extra`."""
     own = list(op.settings.values())
     if op.learned:
-        extra = (("trainable", True), ("features", None), *extra)
+        features = (("features", None),) if op.per_channel else ()
+        extra = (("trainable", True), *features, *extra)
     kind = inspect.Parameter.KEYWORD_ONLY
     own += [inspect.Parameter(name, kind, default=default) for name, default in extra]
     return inspect.Signature(own)
@@ -24,9 +25,10 @@ def document(op: PoolOp) -> str:
     summary = (op.fn.__doc__ or "").partition("\n")[0]
     text = [summary, "", f"Calls :func:`jaxpool.{op.name}`, whose arguments it takes."]
     if op.learned:
+        numbers = "one number, or one a channel with `features=C`"
         text.append(
-            f"Learns `{'`, `'.join(op.learned)}`, from the value given: one number, or "
-            "one a channel with `features=C`; fixed with `trainable=False`."
+            f"Learns `{'`, `'.join(op.learned)}`, from the value given"
+            f"{': ' + numbers if op.per_channel else ''}; fixed with `trainable=False`."
         )
     if op.weights:
         text.append(

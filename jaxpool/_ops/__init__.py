@@ -10,8 +10,10 @@ from jaxpool._ops import (
     exponential,
     extremum,
     fractional,
+    frequency,
     masked,
     monoid,
+    polyphase,
     power,
     quantized,
     rank,
@@ -30,8 +32,10 @@ from jaxpool._ops.conventions import *
 from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
+from jaxpool._ops.frequency import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
+from jaxpool._ops.polyphase import *
 from jaxpool._ops.power import *
 from jaxpool._ops.quantized import *
 from jaxpool._ops.rank import *
@@ -51,8 +55,10 @@ __all__ += blur.__all__
 __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += fractional.__all__
+__all__ += frequency.__all__
 __all__ += masked.__all__
 __all__ += monoid.__all__
+__all__ += polyphase.__all__
 __all__ += power.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
