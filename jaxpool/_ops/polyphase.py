@@ -239,7 +239,7 @@ class _Phases(NamedTuple):
         return y
 
     def blend(self, weights: jax.Array) -> jax.Array:
-        """The sum of all with weights `[B..., number]`; those of weight 0 are unseen."""
+        """The sum of all with weights `[B..., number]`; weight 0 hides it."""
         wide = jnp.promote_types(accumulation_dtype(self.dtype), weights.dtype)
         terms = []
         for i, part in enumerate(self.parts):
