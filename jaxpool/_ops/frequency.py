@@ -277,8 +277,8 @@ def _along(x: jax.Array, matrix: ArrayLike, axis: int) -> jax.Array:
     out, columns = np.shape(matrix)[0], math.prod(rest)
     matrix = jnp.asarray(matrix)
     high = lax.Precision.HIGHEST
-    if not (isinstance(columns, int) and columns >= 2 * out):
-        # The matrix, once for each product, would be as large as the input.
+    if not (isinstance(columns, int) and columns >= out):
+        # The matrix, once for each product, would be larger than the input.
         y = jnp.tensordot(x, matrix, ((axis,), (1,)), precision=high)
         return jnp.moveaxis(y, -1, axis)
     z = x.reshape(*lead, size, columns)

@@ -210,25 +210,25 @@ def learned_polyphase_pool(
 class _Phases(NamedTuple):
     """The components of `[B..., S..., C]` or another layout."""
 
-    parts: list[jax.Array]
-    pooled: tuple[int, ...]
+    x: jax.Array
+    geometry: Geometry
     channel: int
+    parts: list[jax.Array]
 
     @property
-    def rest(self) -> list[int]:
+    def rest(self) -> tuple[int, ...]:
         """The axes of a component that are no batch axes, counted from the front."""
-        ndim = self.parts[0].ndim
-        return sorted(a + ndim for a in (*self.pooled, self.channel))
+        inner = (*self.geometry.pooled, self.channel)
+        return tuple(sorted(a + self.x.ndim for a in inner))
 
     @property
     def batch(self) -> tuple[Any, ...]:
-        shape = self.parts[0].shape
-        return tuple(n for a, n in enumerate(shape) if a not in self.rest)
+        return tuple(n for a, n in enumerate(self.x.shape) if a not in self.rest)
 
     @property
     def dtype(self) -> Any:
         """That of a weighted sum."""
-        return mean_dtype(self.parts[0].dtype)
+        return mean_dtype(self.x.dtype)
 
     def chosen(self, index: jax.Array) -> jax.Array:
         """The component that `index` `[B...]` names."""
@@ -249,8 +249,8 @@ class _Phases(NamedTuple):
 
     def arranged(self, w: Mapping[str, jax.Array]) -> list[jax.Array]:
         """The components as `[B..., S..., C]`, in the dtype of the arrays `w`."""
-        to = range(-len(self.pooled) - 1, 0)
-        of = (*self.pooled, self.channel)
+        of = (*self.geometry.pooled, self.channel)
+        to = range(-len(of), 0)
         dtype = w["out_kernel"].dtype
         return [jnp.moveaxis(part.astype(dtype), of, to) for part in self.parts]
 
@@ -267,24 +267,24 @@ def _phases(caller: str, x: ArrayLike, strides: Ints, axis: Ints | None) -> _Pha
             rule = f"must divide the size of axis {a}, which is {size}"
             raise fail(caller, "strides", rule, strides)
     geometry = Geometry.of(Window.of(caller, steps, steps, axis=axes), x.shape)
-    return _Phases(window_taps(x, geometry), axes, max(rest))
+    return _Phases(x, geometry, max(rest), window_taps(x, geometry))
 
 
 def _sizes(phases: _Phases, norm: float) -> jax.Array:
     """What orders the components as their norms do: `[B..., number]`."""
-    dtype, rest = accumulation_dtype(phases.dtype), phases.rest
-    parts = [
-        jnp.abs(part.astype(dtype)) for part in map(lax.stop_gradient, phases.parts)
-    ]
+    x, geometry, channel = phases.x, phases.geometry, phases.channel
+    x = lax.stop_gradient(x).astype(accumulation_dtype(phases.dtype))
+    # Channels first, which is one pass over the input as it lies.
     if norm == 1:
-        sizes = [jnp.sum(part, rest) for part in parts]
+        plane, reduce = jnp.sum(jnp.abs(x), channel, keepdims=True), jnp.sum
     else:
-        sizes = [jnp.max(part, rest, initial=0) for part in parts]
+        plane = jnp.max(jnp.abs(x), channel, keepdims=True, initial=0)
+        reduce = jnp.max
     if norm == 2:
-        # The scale is that of all, so that no component's squares overflow.
-        scale = power_of_two_scale(jnp.stack(sizes, -1), (-1,), 2)
-        scale = lax.expand_dims(scale[..., 0], rest)
-        sizes = [jnp.sum((part / scale) ** 2, rest) for part in parts]
+        # One scale for all components, whose squares must not overflow.
+        scale = power_of_two_scale(plane, geometry.pooled, 2)
+        plane, reduce = jnp.sum((x / scale) ** 2, channel, keepdims=True), jnp.sum
+    sizes = [reduce(part, phases.rest) for part in window_taps(plane, geometry)]
     return jnp.stack(sizes, -1)
 
 
@@ -309,9 +309,9 @@ def _read(
         raise fail(caller, "params", rule, sorted(params))
     w = {name: as_array(caller, a, f"params[{name!r}]") for name, a in params.items()}
     hidden = w["out_kernel"].shape
-    channels = phases.parts[0].shape[phases.channel]
+    channels = phases.x.shape[phases.channel]
     expected = {
-        "conv_kernel": ((3,) * len(phases.pooled) + (channels,) + hidden),
+        "conv_kernel": ((3,) * len(phases.geometry.axes) + (channels,) + hidden),
         "conv_bias": hidden,
         "out_kernel": hidden,
     }
