@@ -14,7 +14,8 @@ def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
     # Sorted, as those by position come from two functions.
     own = sorted(op.settings.values(), key=lambda p: p.kind)
     if op.learned:
-        extra = (("trainable", True), ("features", None), *extra)
+        features = (("features", None),) if op.per_channel else ()
+        extra = (("trainable", True), *features, *extra)
     kind = inspect.Parameter.KEYWORD_ONLY
     own += [inspect.Parameter(name, kind, default=default) for name, default in extra]
     return inspect.Signature(own)
@@ -25,10 +26,10 @@ def document(op: PoolOp) -> str:
     summary = (op.fn.__doc__ or "").partition("\n")[0]
     text = [summary, "", f"Calls :func:`jaxpool.{op.name}`, whose arguments it takes."]
     if op.learned:
+        numbers = "as many numbers, or one a channel with `features=C`"
         text.append(
-            f"Learns `{'`, `'.join(op.learned)}`, from the value given: one number, or "
-            "as many as it has; one a channel with `features=C`; fixed with "
-            "`trainable=False`."
+            f"Learns `{'`, `'.join(op.learned)}`, from the value given"
+            f"{': ' + numbers if op.per_channel else ''}; fixed with `trainable=False`."
         )
     if op.learned_arrays:
         text.append(

@@ -12,8 +12,10 @@ from jaxpool._ops import (
     extremum,
     fractional,
     importance,
+    frequency,
     masked,
     monoid,
+    polyphase,
     power,
     probe,
     quantized,
@@ -35,8 +37,10 @@ from jaxpool._ops.exponential import *
 from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
 from jaxpool._ops.importance import *
+from jaxpool._ops.frequency import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
+from jaxpool._ops.polyphase import *
 from jaxpool._ops.power import *
 from jaxpool._ops.probe import *
 from jaxpool._ops.quantized import *
@@ -59,8 +63,10 @@ __all__ += exponential.__all__
 __all__ += extremum.__all__
 __all__ += fractional.__all__
 __all__ += importance.__all__
+__all__ += frequency.__all__
 __all__ += masked.__all__
 __all__ += monoid.__all__
+__all__ += polyphase.__all__
 __all__ += power.__all__
 __all__ += probe.__all__
 __all__ += segment.__all__
