@@ -12,7 +12,9 @@ from jaxpool._ops import (
     fractional,
     masked,
     monoid,
+    morphology,
     power,
+    pyramid,
     quantized,
     rank,
     regions,
@@ -32,7 +34,9 @@ from jaxpool._ops.extremum import *
 from jaxpool._ops.fractional import *
 from jaxpool._ops.masked import *
 from jaxpool._ops.monoid import *
+from jaxpool._ops.morphology import *
 from jaxpool._ops.power import *
+from jaxpool._ops.pyramid import *
 from jaxpool._ops.quantized import *
 from jaxpool._ops.rank import *
 from jaxpool._ops.regions import *
@@ -53,7 +57,9 @@ __all__ += extremum.__all__
 __all__ += fractional.__all__
 __all__ += masked.__all__
 __all__ += monoid.__all__
+__all__ += morphology.__all__
 __all__ += power.__all__
+__all__ += pyramid.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += quantized.__all__
