@@ -1,5 +1,6 @@
 """Structuring elements that are not flat: their places, and what learns them."""
 
+import functools
 import itertools
 
 import jax
@@ -16,6 +17,8 @@ import jaxpool.nnx
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.window import Window
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 POOLS = {"dilate": (jaxpool.dilate_pool, 1), "erode": (jaxpool.erode_pool, -1)}
 both = pytest.mark.parametrize(("pool", "sign"), POOLS.values(), ids=POOLS)
 WINDOWS = [
@@ -25,8 +28,8 @@ WINDOWS = [
     ((6, 7), ((4, 3), (3, 2), "SAME_LOWER")),
     ((4, 3, 5), ((2, 3, 2), (2, 1, 1), ((1, 0), 1, (0, 1)))),
     ((6, 7), ((6, 7),)),
-    ((4, 5), ((1, 1), 2)),
 ]
+NAMES = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode")
 
 
 def slowly(x, e, sign, where, spec):
@@ -55,62 +58,68 @@ def slowly(x, e, sign, where, spec):
     return sign * y, winners
 
 
+def value_and_derivatives(f, *args):
+    """The result, and the products of small integers with its derivatives."""
+
+    @jax.jit
+    def both_of(*args):
+        y, vjp = jax.vjp(f, *args)
+        return y, vjp(integers(y.shape))
+
+    return both_of(*args)
+
+
+def integers(shape):
+    """Sums of these are exact in any order."""
+    return jnp.asarray(np.arange(np.prod(shape)) % 7 - 3.0, np.float32).reshape(shape)
+
+
 @both
 @pytest.mark.parametrize(("sizes", "spec"), WINDOWS, ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_value_and_gradient(pool, sign, sizes, spec, masked):
+def test_value_and_gradient(pool, sign, sizes, spec):
     rng = np.random.default_rng(0)
     # Few different values: ties in every window, which the first wins.
     x = rng.integers(-2, 3, (2, *sizes, 2)).astype(np.float32)
     e = rng.integers(-2, 3, (*spec[0], 2)).astype(np.float32)
-    x.flat[::7] = -np.inf
-    where = rng.random(x.shape) > 0.5 if masked else None
-    names = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode")
-    window = dict(zip(names, spec, strict=False))
-
-    def f(x, e):
-        return pool(x, **window, element=e, where=where)
-
-    expected, winners = slowly(x, e, sign, where, spec)
-    y, vjp = jax.vjp(f, x, e)
-    np.testing.assert_array_equal(y, expected)
-    g = rng.integers(1, 9, y.shape).astype(np.float32)
-    gx, ge = np.zeros_like(x), np.zeros_like(e)
-    for at, (place, entry) in winners.items():
-        gx[place] += g[at]
-        ge[entry] += sign * g[at]
-    for actual, wanted in zip(vjp(jnp.asarray(g)), (gx, ge), strict=True):
-        np.testing.assert_array_equal(actual, wanted)
+    x.flat[::7], x.flat[::23] = -np.inf, np.nan
+    window = dict(zip(NAMES, spec, strict=False))
+    for where in (None, rng.random(x.shape) > 0.5):
+        expected, winners = slowly(x, e, sign, where, spec)
+        f = functools.partial(pool, **window, where=where)
+        y, gradients = value_and_derivatives(lambda x, e, f=f: f(x, element=e), x, e)
+        np.testing.assert_array_equal(y, expected)
+        g = np.asarray(integers(y.shape))
+        gx, ge = np.zeros_like(x), np.zeros_like(e)
+        for at, (place, entry) in winners.items():
+            gx[place] += g[at]
+            ge[entry] += sign * g[at]
+        for actual, wanted in zip(gradients, (gx, ge), strict=True):
+            np.testing.assert_array_equal(actual, wanted)
 
 
 @both
-@pytest.mark.parametrize("sizes,spec", WINDOWS, ids=str)  # noqa: PT006
+@pytest.mark.parametrize(("sizes", "spec"), WINDOWS[1::2], ids=str)
 def test_a_flat_element_of_zeros_changes_nothing(pool, sign, sizes, spec):
     plain = jaxpool.max_pool if sign > 0 else jaxpool.min_pool
-    names = ("window_shape", "strides", "padding", "window_dilation", "ceil_mode")
-    window = dict(zip(names, spec, strict=False))
+    window = dict(zip(NAMES, spec, strict=False))
     x = np.random.default_rng(0).integers(-3, 3, (2, *sizes, 3)).astype(np.float32)
     x.flat[::5], x.flat[::11] = np.inf, np.nan
-
-    def derivative(f):
-        y, vjp = jax.vjp(f, x)
-        return y, vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
-
-    expected = derivative(lambda x: plain(x, **window))
-    for e in (0.0, np.zeros(spec[0]), np.zeros((*spec[0], 3), np.float32)):
-        actual = derivative(lambda x, e=e: pool(x, **window, element=e))
+    expected = value_and_derivatives(functools.partial(plain, **window), x)
+    for e in (0.0, np.zeros((*spec[0], 3), np.float32)):
+        f = functools.partial(pool, **window, element=e)
+        actual = value_and_derivatives(f, x)
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @both
-def test_derivatives_of_every_order(pool, sign, x64):
+def test_second_derivatives(pool, sign, x64):
     rng = np.random.default_rng(0)
-    x, e = rng.normal(size=(1, 5, 5, 2)), rng.normal(size=(3, 2, 2))
+    x, e = rng.normal(size=(7, 1)), rng.normal(size=(3,))
 
     def f(x, e):
-        return pool(x**2, (3, 2), (2, 1), "SAME", element=e**3)
+        return pool(x**2, (3,), (2,), "SAME", element=e**3)
 
-    check_grads(jax.jit(f), (x, e), order=3, eps=1e-4, rtol=1e-3, atol=1e-3)
+    check_grads(jax.jit(f), (x, e), order=2, eps=1e-4, rtol=1e-3, atol=1e-3)
 
 
 @both
@@ -124,7 +133,7 @@ def test_shapes_of_elements(pool, sign):
     # One value a channel moves the result of each.
     shift = np.array([1.0, -2.0, 4.0], np.float32)
     np.testing.assert_array_equal(
-        pool(x, (2, 3), element=shift), pool(x, (2, 3)) + sign * shift
+        pool(x, (2, 3), element=shift), np.add(pool(x, (2, 3)), sign * shift)
     )
     # Axes in any order, without batch and channels, and channels first.
     swapped = pool(x, (3, 2), axis=(2, 1), element=e[..., 0].T)
@@ -210,5 +219,3 @@ def test_modules_learn_a_shape(name):
     variables = in_linen.init(jax.random.key(0), x)
     assert variables["params"]["element"].shape == (3, 3)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
