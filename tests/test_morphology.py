@@ -211,6 +211,7 @@ def test_modules_learn_a_shape(name):
         return value, gradient
 
     first, gradient = step(module, optimizer)
+    last = first
     assert np.all(np.asarray(jax.tree.leaves(gradient)[0]) != 0)
     for _ in range(150):
         last, _ = step(module, optimizer)
