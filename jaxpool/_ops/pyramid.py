@@ -255,15 +255,29 @@ def _levels(
     return [adaptive_bins(caller, x, level, axis, "bins") for level in levels]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
     """`x` as `size` places along an axis, of which the outermost are its own."""
-    count, shape = x.shape[axis], [1] * x.ndim
-    shape[axis] = size
-    place = np.arange(size) * (count - 1) / max(size - 1, 1)
     terms = []
-    for k in range(count):
-        weight = np.maximum(1 - np.abs(place - k), 0).reshape(shape)
+    for k, weight in enumerate(_weights(x.shape[axis], size).T):
+        weight = weight.reshape([size if a == axis else 1 for a in range(-x.ndim, 0)])
         bin = lax.slice_in_dim(x, k, k + 1, axis=x.ndim + axis)
         # A bin that is not read here may be NaN.
         terms.append(jnp.where(weight > 0, weight.astype(x.dtype) * bin, 0))
     return functools.reduce(jnp.add, terms)
+
+
+@_interpolate.defjvp
+def _interpolate_jvp(axis, size, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    weights = jnp.asarray(_weights(x.shape[axis], size).astype(x.dtype))
+    # A product with a matrix, whose transpose is one too: that of the terms above
+    # writes out, on XLA's CPU backend, an array as large as the result for each.
+    y = jnp.tensordot(weights, tangent, (1, axis), precision=lax.Precision.HIGHEST)
+    return _interpolate(x, axis, size), jnp.moveaxis(y, 0, axis)
+
+
+def _weights(count: int, size: int) -> np.ndarray:
+    """`[size, count]`: what each place reads of each bin."""
+    place = np.arange(size) * (count - 1) / max(size - 1, 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(count)), 0)
