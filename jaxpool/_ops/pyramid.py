@@ -225,8 +225,8 @@ def strip_pool(
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])
       >>> strip_pool(x, axis=(0, 1))
-      Array([[5., 7.],
-             [9., 11.]], dtype=float32)
+      Array([[ 5.,  7.],
+             [ 9., 11.]], dtype=float32)
     """
     x, geometry, where = whole("strip_pool", x, where, axis)
     means = [masked_mean(x, Geometry((a,)), where, False) for a in geometry.axes]

@@ -75,24 +75,24 @@ ORACLES = {
 }
 CASES = {
     "spatial_pyramid_pool": [
-        ((4, 5), dict(bins=((1, 1), (2, 3)))),
-        ((6, 7), dict(bins=(1, 2, 4), pool_type="avg")),
+        ((6, 7), dict(bins=((1, 1), (2, 3)))),
+        ((4, 5), dict(bins=(1, 2, 4), pool_type="avg")),
         ((3,), dict(bins=((4,), (2,)), pool_type="avg")),
     ],
     "sppf": [
-        ((4, 5), dict(window_shape=(3, 1), depth=2)),
+        ((6, 7), dict(window_shape=(3, 1), depth=2)),
         ((9,), dict(window_shape=(5,))),
         ((4, 3, 5), dict(window_shape=(1, 3, 3), depth=1)),
     ],
     "pyramid_pool": [
-        ((4, 5), dict(bins=((1, 1), (3, 2)))),
-        ((6, 7), {}),
+        ((6, 7), dict(bins=((1, 1), (3, 2)))),
+        ((4, 5), {}),
         ((1, 5), dict(bins=((2, 7), (1, 5)))),
         ((4, 3, 5), dict(bins=((2, 1, 3),))),
     ],
     "strip_pool": [
-        ((4, 5), dict(axis=(-3, -2))),
-        ((6, 7), {}),
+        ((6, 7), dict(axis=(-3, -2))),
+        ((4, 5), {}),
         ((9,), {}),
         ((4, 3, 5), {}),
     ],
