@@ -8,7 +8,7 @@ def adaptive(x, sizes, formula):
     axes = tuple(range(-1 - len(sizes), -1))
     pairs = zip(axes, sizes, strict=True)
     lines = [oracle.bins(x.shape[a], size) for a, size in pairs]
-    return oracle.over_windows(formula, x, lines, axes)
+    return np.asarray(oracle.over_windows(formula, x, lines, axes))
 
 
 def flattened(x, bins, pool_type="max"):
@@ -27,7 +27,7 @@ def chained(x, window_shape, depth=3):
     axes, parts = tuple(range(-1 - n, -1)), [x]
     for stage in range(1, depth + 1):
         lines = [
-            oracle.line(x.shape[a], stage * (k - 1) + 1, 1, (stage * (k - 1) // 2,) * 2)
+            oracle.line(x.shape[a], stage * (k - 1) + 1, 1, "SAME")
             for a, k in zip(axes, window_shape, strict=True)
         ]
         parts.append(oracle.over_windows(oracle.maximum, x, lines, axes))
