@@ -180,13 +180,13 @@ def test_equals_kornia():
     for shape in ((3, 3), (2, 4), (5, 2)):
         e = rng.normal(size=shape).astype(np.float32)
         given = torch.tensor(x), torch.ones(shape)
-        same = {"window_shape": shape, "padding": "SAME_LOWER", "axis": (-2, -1)}
-        for pool, theirs, ours in (
-            (jaxpool.dilate_pool, morphology.dilation, e[::-1, ::-1]),
-            (jaxpool.erode_pool, morphology.erosion, e),
+        same = {"window_shape": shape, "axis": (-2, -1)}
+        for pool, theirs, ours, padding in (
+            (jaxpool.dilate_pool, morphology.dilation, e[::-1, ::-1], "SAME"),
+            (jaxpool.erode_pool, morphology.erosion, e, "SAME_LOWER"),
         ):
             expected = theirs(*given, structuring_element=torch.tensor(e))
-            actual = pool(x, **same, element=ours)
+            actual = pool(x, **same, padding=padding, element=ours)
             np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6)
 
 

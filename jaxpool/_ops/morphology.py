@@ -56,7 +56,7 @@ def dilate_pool(
     neural networks do, it reads e in the order of x: it is the dilation of morphology,
     :math:`\max_z x_{o - z} + b_z`, by the reflected element, so that kornia's
     `dilation(x, kernel, structuring_element=b)` is `dilate_pool` with
-    `padding="SAME_LOWER"` and `element=b[::-1, ::-1]`.
+    `padding="SAME"` and `element=b[::-1, ::-1]`.
 
     Gradient: all of it goes to the first element in row-major order whose sum is
     maximal, or NaN, and to its entry of e.
@@ -108,7 +108,8 @@ def erode_pool(
 
     which is :func:`min_pool` for e = 0, and minus the dilation of -x. Arguments,
     dtypes, errors and gradient as in :func:`dilate_pool`; a window without elements
-    gives inf. It reads e as morphology and kornia's `erosion` do. Dilation by e and
+    gives inf. It reads e as morphology and kornia's `erosion` do (the
+    latter with `padding="SAME_LOWER"`). Dilation by e and
     erosion by the reflected e, with strides of 1, make an opening or a closing.
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
