@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxpool._core.geometry import Geometry, static_size
+from jaxpool._core.geometry import Geometry, adaptive_axis, static_size
 from jaxpool._core.numerics import accumulation_dtype
 from jaxpool._core.window import (
     Ints,
@@ -23,10 +23,12 @@ from jaxpool._core.window import (
 )
 
 __all__ = [
+    "adaptive_bins",
     "as_array",
     "as_key",
     "as_modes",
     "as_parameter",
+    "channel_axis",
     "countable",
     "kernel_shape",
     "kernel_taps",
@@ -115,6 +117,24 @@ def output_axes(
             entry = size if entry is None else entry
         wanted[a] = as_int(caller, argument, entry, 1)
     return tuple(sorted(wanted)), tuple(wanted[a] for a in sorted(wanted))
+
+
+def adaptive_bins(
+    caller: str,
+    x: jax.Array,
+    output_shape: Any,
+    axis: Ints | None,
+    argument: str = "output_shape",
+) -> Geometry:
+    """The bins of adaptive pooling to an output of the given size."""
+    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape, argument)
+    pairs = zip(axes, sizes, strict=True)
+    return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
+
+
+def channel_axis(ndim: int, pooled: Sequence[int]) -> int:
+    """The last axis that is not pooled."""
+    return max(set(range(-ndim, 0)) - set(pooled))
 
 
 def countable(caller: str, sizes: Sequence[Any], argument: str = "x") -> None:

@@ -18,6 +18,9 @@ from jaxpool._ops import (
     polyphase,
     power,
     probe,
+    morphology,
+    power,
+    pyramid,
     quantized,
     rank,
     regions,
@@ -43,6 +46,9 @@ from jaxpool._ops.monoid import *
 from jaxpool._ops.polyphase import *
 from jaxpool._ops.power import *
 from jaxpool._ops.probe import *
+from jaxpool._ops.morphology import *
+from jaxpool._ops.power import *
+from jaxpool._ops.pyramid import *
 from jaxpool._ops.quantized import *
 from jaxpool._ops.rank import *
 from jaxpool._ops.regions import *
@@ -69,6 +75,9 @@ __all__ += monoid.__all__
 __all__ += polyphase.__all__
 __all__ += power.__all__
 __all__ += probe.__all__
+__all__ += morphology.__all__
+__all__ += power.__all__
+__all__ += pyramid.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += quantized.__all__

@@ -20,9 +20,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, countable, laid, output_axes
+from jaxpool._core.arguments import (
+    adaptive_bins,
+    as_array,
+    channel_axis,
+    countable,
+    laid,
+    output_axes,
+)
 from jaxpool._core.engine import window_choice, window_extremum
-from jaxpool._core.geometry import Geometry, adaptive_axis
+from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Window, fail, is_sequence
@@ -73,7 +80,7 @@ def adaptive_avg_pool(
       Array([1., 3., 5.], dtype=float32)
     """
     x = as_array("adaptive_avg_pool", x)
-    geometry = _bins("adaptive_avg_pool", x, output_shape, axis)
+    geometry = adaptive_bins("adaptive_avg_pool", x, output_shape, axis)
     return masked_mean(x, geometry, None, False).astype(mean_dtype(x.dtype))
 
 
@@ -92,7 +99,9 @@ def adaptive_max_pool(
       `[B..., *output_shape, C]` in the dtype of `x`, which must be real.
     """
     x = as_array("adaptive_max_pool", x, ordered=True)
-    return window_extremum(x, _bins("adaptive_max_pool", x, output_shape, axis), True)
+    return window_extremum(
+        x, adaptive_bins("adaptive_max_pool", x, output_shape, axis), True
+    )
 
 
 @pool_op(
@@ -117,7 +126,7 @@ def adaptive_max_pool_with_argmax(
     """
     caller = "adaptive_max_pool_with_argmax"
     x = as_array(caller, x, ordered=True)
-    geometry = _bins(caller, x, output_shape, axis)
+    geometry = adaptive_bins(caller, x, output_shape, axis)
     countable(caller, geometry.sizes)
     return window_choice(x, geometry, True)
 
@@ -135,7 +144,7 @@ def adaptive_avgmax_pool(
     :func:`adaptive_avg_pool`, for real `x`; gradient: half of that of each of the two.
     """
     x = as_array("adaptive_avgmax_pool", x, ordered=True)
-    geometry = _bins("adaptive_avgmax_pool", x, output_shape, axis)
+    geometry = adaptive_bins("adaptive_avgmax_pool", x, output_shape, axis)
     mean, highest = _mean_and_highest(x, geometry)
     return ((mean + highest) / 2).astype(mean_dtype(x.dtype))
 
@@ -157,9 +166,9 @@ def adaptive_catavgmax_pool(
       `[B..., *output_shape, 2C]`.
     """
     x = as_array("adaptive_catavgmax_pool", x, ordered=True)
-    geometry = _bins("adaptive_catavgmax_pool", x, output_shape, axis)
+    geometry = adaptive_bins("adaptive_catavgmax_pool", x, output_shape, axis)
     pair = _mean_and_highest(x, geometry)
-    y = jnp.concatenate(pair, _channel(x.ndim, geometry.pooled))
+    y = jnp.concatenate(pair, channel_axis(x.ndim, geometry.pooled))
     return y.astype(mean_dtype(x.dtype))
 
 
@@ -223,7 +232,7 @@ def select_adaptive_pool(
     y = x if pool is None else pool(x, output_shape, axis=axis)
     if not flatten:
         return y
-    first = min(*axes, _channel(x.ndim, axes))
+    first = min(*axes, channel_axis(x.ndim, axes))
     return y.reshape(*y.shape[:first], math.prod(y.shape[first:]))
 
 
@@ -291,7 +300,7 @@ def dense_head_pool(
     caller = "dense_head_pool"
     spec = (window_shape, None, "VALID", 1, False, axis)
     x, geometry, _ = laid(caller, x, None, spec, ordered=True)
-    dtype, channel = mean_dtype(x.dtype), _channel(x.ndim, geometry.pooled)
+    dtype, channel = mean_dtype(x.dtype), channel_axis(x.ndim, geometry.pooled)
     y = jnp.moveaxis(masked_mean(x, geometry, None, False), channel, -1)
     z = _as_function(caller, classifier, y)(y)
     places = tuple(a - (a > channel) for a in geometry.pooled)
@@ -331,20 +340,7 @@ def _known(caller: str, pool_type: str) -> str:
     return pool_type
 
 
-def _channel(ndim: int, pooled: Sequence[int]) -> int:
-    """The last axis that is not pooled."""
-    return max(set(range(-ndim, 0)) - set(pooled))
-
-
 def _mean_and_highest(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     """Mean and maximum in the dtype that they add up in."""
     x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
     return masked_mean(x, geometry, None, False), window_extremum(x, geometry, True)
-
-
-def _bins(
-    caller: str, x: jax.Array, output_shape: OutputShape, axis: Ints | None
-) -> Geometry:
-    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    pairs = zip(axes, sizes, strict=True)
-    return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
