@@ -341,7 +341,7 @@ def haar_pool(
     return jnp.concatenate([part.astype(dtype) for part in parts], channel)
 
 
-@pool_op("frequency", "other", linear=True)
+@pool_op("frequency", "other", linear=True, compare="undoes another method")
 def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     r"""The inverse of :func:`haar_pool` with all bands.
 

@@ -197,7 +197,7 @@ def _probe_weights(
     return sized({**query, **(values if value_projection else {})}, sizes)
 
 
-@pool_op("probe", "other", weights=_probe_weights)
+@pool_op("probe", "other", weights=_probe_weights, compare={"num_queries": 4})
 def efficient_probe_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],

@@ -40,7 +40,7 @@ __all__ = ["pyramid_pool", "spatial_pyramid_pool", "sppf", "strip_pool"]
 Levels = int | Sequence[int | Sequence[int]]
 
 
-@pool_op("pyramid", "other")
+@pool_op("pyramid", "other", compare={"bins": (1, 2, 4)})
 def spatial_pyramid_pool(
     x: ArrayLike,
     bins: Levels,
@@ -96,7 +96,13 @@ def spatial_pyramid_pool(
     return jnp.concatenate(features, -1)
 
 
-@pool_op("pyramid", "other", monotone=True, camel="SPPF")
+@pool_op(
+    "pyramid",
+    "other",
+    monotone=True,
+    camel="SPPF",
+    compare={"window_shape": (5, 5)},
+)
 def sppf(
     x: ArrayLike,
     window_shape: Ints,

@@ -60,7 +60,7 @@ __all__ = [
 MOST_RANKED = 16
 
 
-@pool_op("rank", "window")
+@pool_op("rank", "window", compare={"weights": (0.4, 0.3, 0.2, 0.1)})
 def rank_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -135,7 +135,7 @@ def rank_pool(
     return _weighted_sum(x, geometry, where, weights, normalize)
 
 
-@pool_op("rank", "window", monotone=True)
+@pool_op("rank", "window", monotone=True, compare={"k": 2})
 def topk_avg_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -371,7 +371,7 @@ def rank_stochastic_pool(
     )
 
 
-@pool_op("rank", "window", takes_key=True)
+@pool_op("rank", "window", takes_key=True, compare={"rate": 0.5})
 def dropout_max_pool(
     x: ArrayLike,
     window_shape: Ints | None,
