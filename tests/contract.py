@@ -187,7 +187,7 @@ WIDE = {
 }
 EXCEPT = {}  # filled by the families
 GOLDEN = {}
-EXPECTATION = {"stochastic_pool": {}}
+EXPECTATION = {}
 _FAMILY_CASES = {}
 
 
