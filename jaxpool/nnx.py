@@ -116,9 +116,10 @@ class RandomPoolModule(PoolModule):
         if isinstance(rngs, jax.Array):
             return rngs
         raise ValueError(
-            f"`{self._op.module_name}`: sampling needs a key; (1) pass `rngs=` with "
-            f"the stream '{self.rng_collection}' to the constructor or the call, or (2) "
-            f"pass `deterministic=True`, or call `eval()`; got rngs={rngs!r}."
+            f"`{self._op.module_name}`: sampling needs a key; (1) pass `rngs=` "
+            f"with the stream '{self.rng_collection}' to the constructor or the call, "
+            "or (2) pass `deterministic=True`, or call `eval()`; "
+            f"got rngs={rngs!r}."
         )
 
 
