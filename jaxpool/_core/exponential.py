@@ -219,7 +219,8 @@ def exponential_mean(
         mean = peak + fold(lax.add, _products(weights, away), stage) / some
         return peak, total, jnp.where(jnp.isfinite(peak), mean, peak)
 
-    state, empty = (place, None, values), (-np.inf, 0, 0)
+    state: Any = (place, None, values)
+    empty = (-np.inf, 0, 0)
     for stage in _chain(geometry):
         state = by_window(merge, state, empty, stage)
     return state[2]
@@ -274,7 +275,8 @@ def log_mean_exponential(
         rise = log1p(excess / jnp.asarray(n, excess.dtype)) / slope
         return peak, excess, count, peak + jnp.where(jnp.isfinite(peak), rise, 0)
 
-    state, empty = (place, None, counts), (-np.inf, 0, 0)
+    state: Any = (place, None, counts)
+    y, empty = place, (-np.inf, 0, 0)
     for stage in chain:
         *state, y = by_window(merge, state, empty, stage)
     return y

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
@@ -137,8 +138,8 @@ def soft_pool(
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([5.0, 5.0, 0.0, 1.0])[:, None]
-      >>> soft_pool(x, (2,), (2,))[:, 0].round(4)
-      Array([5.    , 0.7311], dtype=float32)
+      >>> [round(float(y), 4) for y in soft_pool(x, (2,), (2,))[:, 0]]
+      [5.0, 0.7311]
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("soft_pool", x, where, spec, ordered=True)
@@ -326,6 +327,6 @@ def _sharpness(
     if any(sharpness.shape[a] != 1 for a in geometry.pooled):
         rule = "must be a scalar or one value a channel: the same along pooled axes"
         raise fail(caller, name, rule, np.shape(value))
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+    if not isinstance(value, Tracer) and not np.isfinite(value).all():
         raise fail(caller, name, "must be finite", value)
     return sharpness

@@ -268,8 +268,8 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
     @functools.partial(jax.checkpoint, static_argnums=1)
     def weigh(parts, stage):
         elements, shown = parts
+        count = stage.taps if shown is None else fold(lax.add, shown, stage)
         shown = shown or [None] * len(elements)
-        count = stage.taps if where is None else fold(lax.add, shown, stage)
         count = jnp.maximum(jnp.asarray(count, x.dtype), 1)
 
         def total(terms):
