@@ -25,7 +25,7 @@ LAYERS = [
     ["_core/taps"],
     ["_core/linear", "_core/indices"],
     ["_core/engine", "_core/arguments", "_core/weights"],
-    ["_core/attention", "_core/exponential", "_core/regions"],
+    ["_core/attention", "_core/regions"],
     ["_ops/average", "_ops/extremum"],  # which other families build on
     ["_ops/"],
     ["_ops"],

@@ -10,6 +10,7 @@ how it is computed:
   window_sample    an element drawn in proportion to its weight
   window_softmax   the mean of each window, weighted by the softmax of its logits
   window_soft      that, with logits in proportion to the elements themselves
+  window_power_mean   a root of the mean of powers
   window_logsumexp the logarithm of the sum of exponentials
   window_taps      all elements of each window, an array for each place in it
   window_sort      the same in ascending order
@@ -39,7 +40,13 @@ from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
 from jaxpool._core.numerics import accumulation_dtype, hide
-from jaxpool._core.stages import MOST_TAPS, holds_nothing, stages, sum_stages
+from jaxpool._core.stages import (
+    MOST_TAPS,
+    holds_nothing,
+    large_and_whole,
+    stages,
+    sum_stages,
+)
 
 __all__ = [
     "MOST_MATCHED",
@@ -50,6 +57,7 @@ __all__ = [
     "window_logsumexp",
     "window_match",
     "window_pad",
+    "window_power_mean",
     "window_sample",
     "window_soft",
     "window_softmax",
@@ -335,27 +343,33 @@ def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.A
     .. math:: y_o = \sum_{i \in W(o)} w_{o i} x_i, \qquad
         w_{o i} = e^{g_i} \Big/ \sum_{j \in W(o)} e^{g_j}
 
-    `logits` have the shape and dtype of `x`; -inf is no weight, and a window without
-    any gives 0. There must be no +inf or NaN among them.
+    `logits` have the shape and dtype of `x`. What is at -inf has no weight, and a
+    window with nothing else gives 0.
 
     Gradient: :math:`w_{o i}` in x and :math:`w_{o i} (x_i - y_o)` in g, computed from
     x and g once more: nothing is kept for each element of each window.
     """
     if _unrolled(geometry):
         return _weighted(x, logits, geometry)
-    largest = _shift(logits, geometry)
-    if geometry.whole:
+    if large_and_whole(geometry):
+        largest = _largest(logits, geometry)
         share = jnp.exp(logits - largest)
+        terms = share * jnp.where(share > 0, x, 0)
         total, weighted = (
-            jnp.sum(a, geometry.pooled, keepdims=True) for a in (share, share * x)
+            jnp.sum(a, geometry.pooled, keepdims=True) for a in (share, terms)
         )
-    else:
-        x, logits, geometry = _inside(x, logits, geometry)
-        shares = [jnp.exp(part - largest) for part in window_taps(logits, geometry)]
-        parts = zip(shares, window_taps(x, geometry), strict=True)
-        total = functools.reduce(lax.add, shares)
-        weighted = functools.reduce(lax.add, [e * part for e, part in parts])
-    return weighted / jnp.where(total > 0, total, 1)
+        mean = weighted / jnp.where(total > 0, total, 1)
+        return jnp.where(total < np.inf, mean, weighted)
+    for a in reversed(geometry.axes):
+        along, given = Geometry((a,)), logits
+        if _unrolled(along):
+            x = _weighted(x, given, along)
+        else:
+            x = taps.softmax_mean(
+                *(_padded_taps(a, along, n) for a, n in ((x, 0), (given, -np.inf)))
+            )
+        logits = window_logsumexp(given, along)
+    return x
 
 
 def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
@@ -370,20 +384,42 @@ def window_logsumexp(logits: jax.Array, geometry: Geometry) -> jax.Array:
 
     .. math:: y_o = \log \sum_{i \in W(o)} e^{g_i}
 
-    -inf where all logits are. There must be no +inf or NaN among them. Gradient: the
-    softmax of the window's logits, computed from them once more.
+    -inf where all logits are. Gradient: the softmax of the window's logits, computed
+    from them once more.
     """
     if _unrolled(geometry):
         return _log_total(logits, geometry)
-    largest = _shift(logits, geometry)
-    if geometry.whole:
+    if large_and_whole(geometry):
+        largest = _largest(logits, geometry)
         total = jnp.sum(jnp.exp(logits - largest), geometry.pooled, keepdims=True)
-    else:
-        _, logits, geometry = _inside(logits, logits, geometry)
-        shares = [jnp.exp(part - largest) for part in window_taps(logits, geometry)]
-        total = functools.reduce(lax.add, shares)
-    some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -jnp.inf)
+        some = total > 0
+        return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -np.inf)
+    for a in reversed(geometry.axes):
+        along = Geometry((a,))
+        if _unrolled(along):
+            logits = _log_total(logits, along)
+        else:
+            logits = taps.log_of_sum(_padded_taps(logits, along, -np.inf))
+    return logits
+
+
+def window_power_mean(
+    x: jax.Array, p: Any, count: jax.Array | np.ndarray, geometry: Geometry
+) -> jax.Array:
+    r"""The power mean of each window of numbers, none below 0.
+
+    .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} x_i^p\Big)^{1/p}
+
+    `p` is an int, or an array of the rank of `x` that is the same for a window; `count`
+    is n, of the rank of `x`. The window has at most `MOST_TAPS` elements.
+
+    Gradient: :math:`(x_i / y_o)^{p - 1} / n_o`, and that of the formula in p; 0 where x
+    is 0.
+    """
+    count = jnp.asarray(count, x.dtype)
+    if isinstance(p, int):
+        return _static_power_mean(x, count, p, geometry)
+    return _power_mean(x, p, count, geometry)
 
 
 def _unrolled(geometry):
@@ -391,24 +427,23 @@ def _unrolled(geometry):
     return geometry.taps <= MOST_TAPS and not geometry.symbolic
 
 
-def _shift(logits, geometry):
-    """The largest logit of each window, to subtract; 0 if it is -inf."""
-    largest = window_extremum(lax.stop_gradient(logits), geometry, True)
-    return taps.finite_or_zero(largest)
+def _largest(logits, geometry):
+    """The largest of everything, to subtract, if it is finite."""
+    largest = jnp.max(lax.stop_gradient(logits), geometry.pooled, keepdims=True)
+    return jnp.where(jnp.isfinite(largest), largest, 0)
 
 
-def _inside(x, logits, geometry):
-    """The same windows over arrays that hold their padding, which has no weight."""
-    x, _, _ = window_pad(x, geometry, None, 0)
-    logits, geometry, _ = window_pad(logits, geometry, None, -jnp.inf)
-    return x, logits, geometry
+def _padded_taps(x, geometry, value):
+    """The elements of each window, padding as `value` among them."""
+    return window_taps(*window_pad(x, geometry, None, value)[:2])
 
 
 def _softmax_weights(logits, geometry):
     """What `linear.read_weighted` needs to know of a softmax."""
     # Without the barrier XLA keeps the exponentials that value and logarithm share.
     total = _log_total(lax.optimization_barrier(logits), geometry)
-    return logits, taps.finite_or_zero(total)
+    # Of an infinite one no finite logit has a share.
+    return logits, jnp.where(jnp.isfinite(total), total, np.finfo(total.dtype).max)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -460,9 +495,63 @@ def _log_total(logits, geometry):
 @_log_total.defjvp
 def _log_total_jvp(geometry, primals, tangents):
     (logits,), (tangent,) = primals, tangents
-    y = _log_total(logits, geometry)
-    total = taps.finite_or_zero(y)
-    return y, linear.read_weighted(tangent, geometry, logits, total)
+    y, weights = _log_total(logits, geometry), _softmax_weights(logits, geometry)
+    return y, linear.read_weighted(tangent, geometry, *weights)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _power_mean_value(x, count, p, geometry):
+    return taps.power_mean(x, p, count, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _static_power_mean(x, count, p, geometry):
+    return _power_mean_value(x, count, p, geometry)
+
+
+@_static_power_mean.defjvp
+def _static_power_mean_jvp(p, geometry, primals, tangents):
+    x, count = primals
+    y = _static_power_mean(x, count, p, geometry)
+    return y, _power_mean_change(x, tangents[0], y, p, count, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=3)
+def _power_mean(x, p, count, geometry):
+    return taps.power_mean(x, p, count, geometry)
+
+
+def _power_mean_jvp(geometry, primals, tangents):
+    (x, p, count), (dx, dp, _) = primals, tangents
+    y = _power_mean(x, p, count, geometry)
+    change = y * 0
+    if not isinstance(dx, SymbolicZero):
+        change += _power_mean_change(x, dx, y, p, count, geometry)
+    if not isinstance(dp, SymbolicZero):
+        # y / p * (sum of s log x - log y), with the shares s of x**p in their sum
+        outer = _log(y, 0)
+        total = p * outer + jnp.log(count)
+        weights = _log(x, -np.inf, p), jnp.broadcast_to(total, y.shape)
+        mean = linear.read_weighted(_log(x, 0), geometry, *weights)
+        change += dp * y / p * (mean - outer)
+    return y, change
+
+
+_power_mean.defjvp(_power_mean_jvp, symbolic_zeros=True)
+
+
+def _power_mean_change(x, dx, y, p, count, geometry):
+    """The sum of (x / y)**(p - 1) / n times dx."""
+    total = _log(y, 0, p - 1) + jnp.log(count)
+    weights = _log(x, -np.inf, p - 1), jnp.broadcast_to(total, y.shape)
+    return linear.read_weighted(dx, geometry, *weights)
+
+
+def _log(x, otherwise, factor=1):
+    """A multiple of the logarithm of x, or something else at 0."""
+    some = x > 0
+    return jnp.where(some, factor * jnp.log(jnp.where(some, x, 1)), otherwise)
 
 
 def window_taps(x: jax.Array, geometry: Geometry) -> list[jax.Array]:

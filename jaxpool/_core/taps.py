@@ -39,15 +39,17 @@ __all__ = [
     "apart",
     "choose",
     "draw",
-    "finite_or_zero",
     "flat_positions",
     "fold",
     "keeping_nan",
+    "log_of_sum",
     "log_total",
     "place",
     "place_weighted",
+    "power_mean",
     "read",
     "read_weighted",
+    "softmax_mean",
     "weigh",
 ]
 
@@ -207,42 +209,119 @@ def weigh(x: jax.Array, logits: jax.Array, stage: Geometry) -> jax.Array:
     """The mean of each window, weighted by the softmax of its logits.
 
     .. math:: y_o = \\sum_k \\operatorname{softmax}_k(g_{o, k}) x_{o, k}
-
-    In one pass: the largest logit of a window is subtracted from all of them.
     """
 
     def region(runs):
-        _, shares = _shares(logits, stage, runs)
-        if not shares:
+        parts = [[part for _, part in _taps(a, stage, runs)] for a in (x, logits)]
+        if not parts[0]:
             return _filled(_inputs(x, stage, runs), 0)
-        parts = zip(shares, _taps(x, stage, runs), strict=True)
-        weighted = functools.reduce(lax.add, [e * part for e, (_, part) in parts])
-        total = functools.reduce(lax.add, shares)
-        return weighted / jnp.where(total > 0, total, 1)
+        return softmax_mean(*parts)
 
     return _put_together(stage, regions, region)
+
+
+def softmax_mean(
+    parts: Sequence[jax.Array],
+    logits: Sequence[jax.Array],
+    add: Callable[..., jax.Array] = lax.add,
+) -> jax.Array:
+    """As `weigh`, for one array for each tap.
+
+    What has no weight may be infinite or NaN, and an infinite logit decides.
+    """
+    _, shares = shares_of(logits)
+    terms = [e * jnp.where(e > 0, x, 0) for e, x in zip(shares, parts, strict=True)]
+    weighted, total = functools.reduce(add, terms), functools.reduce(add, shares)
+    mean = weighted / jnp.where(total > 0, total, 1)
+    return jnp.where(total < np.inf, mean, weighted)
 
 
 def log_total(logits: jax.Array, stage: Geometry) -> jax.Array:
     """The logarithm of each window's sum of exponentials; -inf for no element."""
 
     def region(runs):
-        largest, shares = _shares(logits, stage, runs)
-        if not shares:
+        parts = [part for _, part in _taps(logits, stage, runs)]
+        if not parts:
             return _filled(_inputs(logits, stage, runs), -np.inf)
-        total = functools.reduce(lax.add, shares)
-        return jnp.log(total) + largest
+        return log_of_sum(parts)
 
     return _put_together(stage, regions, region)
 
 
-def _shares(logits, stage, runs):
-    """The largest logit of each window, or 0, and exponentials relative to it."""
-    slices = [part for _, part in _taps(logits, stage, runs)]
-    if not slices:
-        return None, []
-    largest = finite_or_zero(functools.reduce(lax.max, slices))
-    return largest, [jnp.exp(part - largest) for part in slices]
+def log_of_sum(logits: Sequence[jax.Array]) -> jax.Array:
+    """As `log_total`, for one array for each tap."""
+    largest, shares = shares_of(logits)
+    total = functools.reduce(lax.add, shares)
+    some = total > 0
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -np.inf)
+
+
+def shares_of(logits: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+    """The largest of several logits, if it is finite, and exponentials beside it."""
+    largest = lax.stop_gradient(functools.reduce(lax.max, logits))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    return largest, [jnp.exp(part - largest) for part in logits]
+
+
+def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.Array:
+    """(sum of x**p / count)**(1 / p) of each window, for x >= 0.
+
+    .. math:: y_o = s_o \\Big(\\frac{1}{n_o} \\sum_k (x_{o, k} / s_o)^p\\Big)^{1/p}
+
+    with a power of two s near the largest element: no power overflows, and
+    dividing rounds nothing. An integer `p` is taken by multiplication.
+    """
+
+    def region(runs):
+        parts = [part for _, part in _taps(x, stage, runs)]
+        if not parts:
+            return _filled(_inputs(x, stage, runs), 0)
+        scale, inverse = _binade(functools.reduce(lax.max, parts))
+        powers = [power(part * inverse, p) for part in parts]
+        total = functools.reduce(lax.add, powers)
+        return scale * root(total / _outputs_that_vary(count, stage, runs), p)
+
+    return _put_together(stage, regions, region)
+
+
+def _binade(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A power of two near x >= 0, and its inverse; both 1 where x is no number.
+
+    In whole numbers: XLA would keep the quotient that division makes in an array.
+    """
+    info = jnp.finfo(x.dtype)
+    integer = np.dtype(f"int{info.bits}")
+    place = np.asarray(1 << info.nmant, integer)
+    one = np.asarray(1 - info.minexp, integer)  # the exponent that stands for 0
+    exponent = lax.bitcast_convert_type(x, integer) >> np.asarray(info.nmant, integer)
+    number = exponent <= 2 * one
+    exponent = lax.clamp(one // one, exponent, 2 * one - 1)
+    exponent = jnp.where(number, exponent, one)
+    numbers = [e * place for e in (exponent, 2 * one - exponent)]
+    scale, inverse = (lax.bitcast_convert_type(n, x.dtype) for n in numbers)
+    return scale, inverse
+
+
+def power(x: jax.Array, p: Any) -> jax.Array:
+    """x**p for 0 <= x < 2."""
+    return lax.integer_pow(x, p) if isinstance(p, int) else jnp.exp(p * jnp.log(x))
+
+
+def root(x: jax.Array, p: Any) -> jax.Array:
+    """x**(1 / p) for x >= 0 that is neither large nor, but for 0, small."""
+    if isinstance(p, int) and p < 3:
+        return lax.sqrt(x) if p == 2 else x
+    # XLA's own powers and roots are several times as slow.
+    return jnp.exp(jnp.log(x) * (1 / p))
+
+
+def _outputs_that_vary(y, stage, runs):
+    """As `_outputs`, of an array that may have size 1 along an axis."""
+    begin, end = [0] * y.ndim, list(y.shape)
+    for a, run in zip(stage.axes, runs, strict=True):
+        if y.shape[a.axis] > 1:
+            begin[a.axis], end[a.axis] = run.begin, run.end
+    return lax.slice(y, begin, end)
 
 
 def read_weighted(
@@ -305,13 +384,7 @@ def place_weighted(
 
 
 def _share(logit, log_total):
-    # It is at most 1; what lies in no window may have any logit.
-    return jnp.exp(lax.min(logit - log_total, np.zeros((), logit.dtype)))
-
-
-def finite_or_zero(x: jax.Array) -> jax.Array:
-    """`x` where it is finite: to shift by, so that inf - inf is not taken."""
-    return jnp.where(jnp.isfinite(x), x, 0)
+    return jnp.exp(logit - log_total)
 
 
 def _input_run(x, stage, runs) -> jax.Array:

@@ -22,15 +22,10 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
-from jaxpool._core.exponential import (
-    exponential_mean,
-    log_mean_exponential,
-    weighted_by,
-)
+from jaxpool._core.engine import window_logsumexp, window_soft, window_softmax
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import element_count
 
@@ -195,7 +190,13 @@ def exp_weighted_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     given = as_array(caller, logits, "logits", ordered=True)
     given = over(caller, "logits", given, x, geometry.pooled)
-    return weighted_by(x, given, geometry, where).astype(mean_dtype(x.dtype))
+    dtype = mean_dtype(x.dtype)
+    x = x.astype(accumulation_dtype(dtype))
+    shown = hide(given.astype(x.dtype), where, -jnp.inf)
+    # Infinities as the largest number: the difference of two is 0.
+    shown = lax.min(shown, np.finfo(x.dtype).max)
+    x = hide(x, shown > -jnp.inf)
+    return window_softmax(x, shown, geometry).astype(dtype)
 
 
 @pool_op("exponential", "global", learned=("r",), monotone=True)
@@ -290,14 +291,11 @@ def _self_weighted(
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
     sharpness = _sharpness(caller, name, value, x, geometry)
-    sign = jnp.where(lax.stop_gradient(sharpness) < 0, -1, 1).astype(x.dtype)
-    # Not 0, at which what is hidden would weigh as much as anything.
-    slope = at_least(sharpness * sign, 1e-30)
-    y = exponential_mean(hide(x * sign, where, -jnp.inf), None, slope, geometry) * sign
-    if where is not None or holds_nothing(geometry):
-        count = element_count(x.dtype, x.ndim, geometry, where, False)
-        y = hide(y, jnp.asarray(count > 0))
-    return y.astype(dtype)
+    if where is None:
+        return window_soft(x, sharpness, geometry).astype(dtype)
+    x = hide(x, where)
+    logits = hide(sharpness * x, where, -jnp.inf)
+    return window_softmax(x, logits, geometry).astype(dtype)
 
 
 def _log_mean_exp(
@@ -309,9 +307,12 @@ def _log_mean_exp(
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    slope = _sharpness(caller, "r", r, x, geometry, positive=True)
-    slope = at_least(slope, _LEAST_R)
-    return log_mean_exponential(x, where, slope, geometry).astype(dtype)
+    slope = at_least(_sharpness(caller, "r", r, x, geometry, positive=True), _LEAST_R)
+    logits = hide(slope * hide(x, where), where, -jnp.inf)
+    count = element_count(x.dtype, x.ndim, geometry, where, False)
+    total = window_logsumexp(logits, geometry)
+    excess = jnp.log(jnp.maximum(jnp.asarray(count, x.dtype), 1))
+    return ((total - excess) / slope).astype(dtype)
 
 
 def _sharpness(

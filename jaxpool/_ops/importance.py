@@ -22,11 +22,10 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid
-from jaxpool._core.exponential import by_window, exp, fold, log, weighted_by
+from jaxpool._core.engine import window_pad, window_softmax, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
-from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import masked_mean
 
@@ -124,7 +123,8 @@ def local_importance_pool(
             array = jnp.broadcast_to(w[name].reshape(shape), response.shape)
             response = operation(response, array)
     logits = 12 * jax.nn.sigmoid(response)
-    return weighted_by(x, logits, geometry, where).astype(dtype)
+    logits = hide(logits, where, -jnp.inf)
+    return window_softmax(hide(x, where), logits, geometry).astype(dtype)
 
 
 def _read(
@@ -265,36 +265,46 @@ def detail_preserving_pool(
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _preserve(x, where, power, base, geometry, symmetric, eps):
-    @functools.partial(jax.checkpoint, static_argnums=1)
-    def weigh(parts, stage):
-        elements, shown = parts
-        count = stage.taps if shown is None else fold(lax.add, shown, stage)
-        shown = shown or [None] * len(elements)
-        count = jnp.maximum(jnp.asarray(count, x.dtype), 1)
+    x, geometry, where = window_pad(x, geometry, where, 0)
+    shown = None
+    if where is not None:
+        ones = jnp.broadcast_to(where, geometry.full(x.ndim, "size", 1))
+        shown = jnp.where(ones, jnp.ones((), x.dtype), 0)
+
+    @jax.checkpoint
+    def weigh(x, shown):
+        if geometry.whole:
+            elements, masks = [x], [shown]
+        else:
+            elements = window_taps(x, geometry)
+            masks = [None] * len(elements)
+            if shown is not None:
+                masks = window_taps(shown, geometry)
 
         def total(terms):
-            pairs = zip(terms, shown, strict=True)
-            return fold(lax.add, [t if s is None else t * s for t, s in pairs], stage)
+            pairs = zip(terms, masks, strict=True)
+            y = functools.reduce(lax.add, [t if m is None else t * m for t, m in pairs])
+            if geometry.whole:
+                y = jnp.sum(y, geometry.pooled, keepdims=True)
+            return y
 
+        count = geometry.taps
+        if shown is not None:
+            count = jnp.maximum(total([m * 0 + 1 for m in masks]), 1)
         mean = total(elements) / count
         away = [e - mean for e in elements]
         detail = [d * (d if symmetric else lax.max(d, d * 0)) + eps for d in away]
-        level = log(total(detail) / count)
-        level = jnp.where(count > 0, level, 0)
-        heights = [power * (log(d) - level) for d in detail]
+        level = jnp.log(jnp.maximum(total(detail) / count, eps))
+        heights = [power * (jnp.log(d) - level) for d in detail]
         # Relative to the largest weight: below or at 1.
-        peak = lax.max(lax.stop_gradient(fold(lax.max, heights, stage)), base * 1)
-        flat = exp(base - peak)
-        weights = [exp(h - peak) + flat for h in heights]
+        peak = functools.reduce(lax.max, heights)
+        if geometry.whole:
+            peak = jnp.max(peak, geometry.pooled, keepdims=True)
+        peak = lax.max(lax.stop_gradient(peak), base + 0 * peak)
+        flat = jnp.exp(base - peak)
+        weights = [jnp.exp(h - peak) + flat for h in heights]
         some = total(weights)
         shift = total([w * d for w, d in zip(weights, away, strict=True)])
         return mean + shift / jnp.where(some > 0, some, 1)
 
-    shown = where
-    if where is None and (geometry.symbolic or holds_nothing(geometry)):
-        ones = [1] * x.ndim
-        for a in geometry.axes:
-            ones[a.axis] = a.size
-        shown = where = jnp.ones(ones, bool)
-    shown = None if shown is None else shown.astype(x.dtype)
-    return by_window(weigh, (x, shown), (0, 0), geometry)
+    return weigh(x, shown)

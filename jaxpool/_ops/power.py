@@ -1,11 +1,10 @@
 """Power means: from the sum of magnitudes at p = 1 to their maximum at p = infinity.
 
-Lp pools take the sum of powers of magnitudes (or, normalised, their mean), which are
-divided by a power of two, chosen for each plane, before they are raised to p, so that
-no power overflows and no bit of the result changes. Generalised-mean (GeM) pooling
-clamps at a small epsilon from below instead of taking magnitudes, and learned-norm
-pooling learns where magnitudes are counted from: both are log-mean-exponentials of
-logarithms, relative to the window's largest.
+Lp pools take the sum of powers of magnitudes (or, normalised, their mean).
+Generalised-mean (GeM) pooling clamps at a small epsilon from below instead, and
+learned-norm pooling learns where magnitudes are counted from. Numbers are divided by
+the largest of their window before they are raised to p; or, in larger windows, by a
+power of two for each plane: no power overflows.
 
 References:
   Pierre Sermanet, Soumith Chintala, Yann LeCun: Convolutional Neural Networks Applied
@@ -17,27 +16,30 @@ References:
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, laid, whole
-from jaxpool._core.engine import window_extremum
-from jaxpool._core.exponential import exp, log, log_mean_exponential
+from jaxpool._core.engine import window_extremum, window_power_mean, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
     at_least,
+    divide,
     hide,
     mean_dtype,
     power_of_two_scale,
     safe_power,
 )
 from jaxpool._core.op import pool_op
+from jaxpool._core.stages import MOST_TAPS
 from jaxpool._core.window import Ints, Padding
-from jaxpool._ops.average import masked_mean, masked_sum
+from jaxpool._ops.average import element_count
 
 __all__ = [
     "gem_pool",
@@ -49,6 +51,8 @@ __all__ = [
 
 # What a learned order counts as below this: 1 / p does not explode.
 _LEAST_P = 1e-3
+# Up to this one, powers of a whole order are products.
+_MOST_FACTORS = 8
 
 
 @pool_op("power", "window")
@@ -255,18 +259,44 @@ def _generalized_mean(
     floor = as_parameter(caller, "eps", eps, x, positive=True)
     order = as_parameter(caller, "p", p, x, positive=True)
     x = hide(jnp.where(x <= floor, floor, x), where)
-    order = at_least(order, _LEAST_P)
+    order = _order(p, at_least(order, _LEAST_P))
     return _power_mean(x, order, geometry, where).astype(dtype)
 
 
 def _power_mean(
-    size: jax.Array, order: jax.Array, geometry: Geometry, where: jax.Array | None
+    size: jax.Array,
+    order: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    normalize: bool = True,
 ) -> jax.Array:
-    """The power mean of each window's numbers, at least 0; 0 for one without any."""
-    zero = size < jnp.finfo(size.dtype).tiny
-    place = jnp.where(zero, -jnp.inf, log(jnp.where(zero, 1, size)))
-    y = log_mean_exponential(place, where, order, geometry)
-    return jnp.where(y < jnp.inf, exp(jnp.where(y < jnp.inf, y, 0)), y)
+    """The root of each window's mean, or sum, of powers; 0 for one without elements.
+
+    What the mask hides is 0.
+    """
+    count = element_count(size.dtype, size.ndim, geometry, where, False)
+    count = (
+        np.maximum(count, 1) if isinstance(count, np.ndarray) else jnp.maximum(count, 1)
+    )
+    if not normalize:
+        count = np.ones([1] * size.ndim, size.dtype)
+    if geometry.taps <= MOST_TAPS and not geometry.symbolic:
+        return window_power_mean(size, order, count, geometry)
+    order = jnp.asarray(order, size.dtype)
+    scale = power_of_two_scale(size, geometry.pooled, order)
+    total = window_sum(safe_power(size / scale, order), geometry)
+    return safe_power(divide(total, count), 1 / order) * scale
+
+
+def _order(value: ArrayLike, order: jax.Array) -> Any:
+    """The order as an int, if that is what was given."""
+    if (
+        isinstance(value, int | float)
+        and value == int(value)
+        and value <= _MOST_FACTORS
+    ):
+        return int(value)
+    return order
 
 
 def _magnitude(x: jax.Array) -> jax.Array:
@@ -290,10 +320,5 @@ def _norm(
         empty = jnp.isneginf(y)
         return jnp.where(empty, 0, y).astype(dtype)
     order = as_parameter(caller, "p", p, size, positive=True)
-    scale = power_of_two_scale(size, geometry.pooled, order)
-    powers = safe_power(size / scale, order)
-    if normalize:
-        total = masked_mean(powers, geometry, where, False)
-    else:
-        total = masked_sum(powers, geometry, where)
-    return (safe_power(total, 1 / order) * scale).astype(dtype)
+    order = _order(p, order)
+    return _power_mean(size, order, geometry, where, normalize).astype(dtype)
