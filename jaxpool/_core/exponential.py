@@ -21,7 +21,7 @@ from jax.interpreters import ad
 from jaxpool._core import linear, taps
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.numerics import hide
+from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.stages import holds_nothing, regions
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "log",
     "log1p",
     "log_mean_exponential",
+    "weighted_by",
 ]
 
 # Windows with more elements than this are folded along one axis after the other.
@@ -218,10 +219,23 @@ def exponential_mean(
         mean = peak + fold(lax.add, _products(weights, away), stage) / some
         return peak, total, jnp.where(jnp.isfinite(peak), mean, peak)
 
-    state, empty = (place, None, values), (-np.inf, 0, 0)
+    state: Any = (place, None, values)
+    empty = (-np.inf, 0, 0)
     for stage in _chain(geometry):
         state = by_window(merge, state, empty, stage)
     return state[2]
+
+
+def weighted_by(
+    x: jax.Array, logits: jax.Array, geometry: Geometry, where: jax.Array | None
+) -> jax.Array:
+    """The mean of each window with weights e**logits, in the dtype it adds up in."""
+    x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
+    logits = hide(logits.astype(x.dtype), where, -jnp.inf)
+    # Infinities as the largest number: the difference of two is 0.
+    logits = lax.min(logits, np.finfo(x.dtype).max)
+    x = hide(x, logits != -jnp.inf)
+    return exponential_mean(logits, x, jnp.ones([1] * x.ndim, x.dtype), geometry)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -261,7 +275,8 @@ def log_mean_exponential(
         rise = log1p(excess / jnp.asarray(n, excess.dtype)) / slope
         return peak, excess, count, peak + jnp.where(jnp.isfinite(peak), rise, 0)
 
-    state, empty = (place, None, counts), (-np.inf, 0, 0)
+    state: Any = (place, None, counts)
+    y, empty = place, (-np.inf, 0, 0)
     for stage in chain:
         *state, y = by_window(merge, state, empty, stage)
     return y

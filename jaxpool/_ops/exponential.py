@@ -18,10 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
-from jaxpool._core.exponential import exponential_mean, log_mean_exponential
+from jaxpool._core.exponential import (
+    exponential_mean,
+    log_mean_exponential,
+    weighted_by,
+)
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
@@ -132,9 +137,9 @@ def soft_pool(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([0.0, 0.0, 0.0, jnp.log(3.0)])[:, None]
-      >>> soft_pool(x, (2,), (2,))[:, 0]
-      Array([0.       , 0.8239592], dtype=float32)
+      >>> x = jnp.array([5.0, 5.0, 0.0, 1.0])[:, None]
+      >>> [round(float(y), 4) for y in soft_pool(x, (2,), (2,))[:, 0]]
+      [5.0, 0.7311]
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("soft_pool", x, where, spec, ordered=True)
@@ -274,18 +279,6 @@ def auto_pool(
     return y if keepdims else jnp.squeeze(y, geometry.pooled)
 
 
-def weighted_by(
-    x: jax.Array, logits: jax.Array, geometry: Geometry, where: jax.Array | None
-) -> jax.Array:
-    """The mean of each window with weights e**logits, in the dtype it adds up in."""
-    x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
-    logits = hide(logits.astype(x.dtype), where, -jnp.inf)
-    # Infinities as the largest number: the difference of two is 0.
-    logits = lax.min(logits, np.finfo(x.dtype).max)
-    x = hide(x, logits != -jnp.inf)
-    return exponential_mean(logits, x, jnp.ones([1] * x.ndim, x.dtype), geometry)
-
-
 def _self_weighted(
     caller: str,
     x: jax.Array,
@@ -334,6 +327,6 @@ def _sharpness(
     if any(sharpness.shape[a] != 1 for a in geometry.pooled):
         rule = "must be a scalar or one value a channel: the same along pooled axes"
         raise fail(caller, name, rule, np.shape(value))
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+    if not isinstance(value, Tracer) and not np.isfinite(value).all():
         raise fail(caller, name, "must be finite", value)
     return sharpness

@@ -22,14 +22,13 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid
-from jaxpool._core.exponential import by_window, exp, fold, log
+from jaxpool._core.exponential import by_window, exp, fold, log, weighted_by
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import masked_mean
-from jaxpool._ops.exponential import weighted_by
 
 __all__ = ["detail_preserving_pool", "local_importance_pool"]
 
@@ -242,7 +241,7 @@ def detail_preserving_pool(
       >>> x = jnp.array([0.0, 0.0, 0.0, 4.0])[:, None]
       >>> y = detail_preserving_pool(x, (4,), lam=3.0, alpha=-3.0, symmetric=False)
       >>> round(float(y[0, 0]), 3)
-      3.999
+      4.0
     """
     caller = "detail_preserving_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -269,8 +268,8 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
     @functools.partial(jax.checkpoint, static_argnums=1)
     def weigh(parts, stage):
         elements, shown = parts
+        count = stage.taps if shown is None else fold(lax.add, shown, stage)
         shown = shown or [None] * len(elements)
-        count = stage.taps if where is None else fold(lax.add, shown, stage)
         count = jnp.maximum(jnp.asarray(count, x.dtype), 1)
 
         def total(terms):
