@@ -8,11 +8,14 @@ alone.
   extremum     max_pool  min_pool  max_pool_with_argmax  max_unpool
   average      avg_pool  sum_pool
   any monoid   pool
-  power        lp_pool  gem_pool
-  exponential  lse_pool
-  rank         median_pool
-  blends       mixed_pool
-  stochastic   stochastic_pool
+  power        lp_pool  gem_pool  learned_norm_pool
+  exponential  lse_pool  soft_pool  exp_weighted_pool  auto_pool
+  importance   local_importance_pool  detail_preserving_pool
+  rank         rank_pool  topk_avg_pool  rank_weighted_pool  rank_stochastic_pool
+               ordinal_pool  dropout_max_pool  median_pool
+  blends       mixed_pool  gated_pool  tree_pool
+  stochastic   stochastic_pool  random_mixed_pool  s3_pool  mean_over_keys
+  morphology   dilate_pool  erode_pool
   fractional   fractional_max_pool  fractional_max_pool_with_argmax
                fractional_avg_pool  fractional_boundaries
   adaptive     adaptive_avg_pool  adaptive_max_pool  adaptive_max_pool_with_argmax
@@ -22,6 +25,10 @@ alone.
                global_lp_pool  global_gem_pool  global_lse_pool
                global_avgmax_pool  global_catavgmax_pool
   blurs        blur_pool  max_blur_pool  edge_aware_blur_pool
+  polyphase    polyphase_pool  learned_polyphase_pool
+  frequency    spectral_pool  flc_pool  diffstride_pool  haar_pool  haar_unpool
+  pyramids     spatial_pyramid_pool  sppf  pyramid_pool  strip_pool
+  aggregation  covariance_pool  statistics_pool  attentive_statistics_pool  vlad_pool
   masked       masked_max_pool  masked_avg_pool  weighted_max_pool
                weighted_avg_pool
   sequences    sequence_pool  segment_pool
@@ -29,6 +36,7 @@ alone.
                multiscale_roi_align  roi_levels
   attention    attention_pool  clip_attention_pool  rotary_attention_pool
                map_pool  latent_attention_pool  sim_pool  prr_attention_pool
+  probes       set_attention_pool  efficient_probe_pool
   quantized    quantized_max_pool  quantized_avg_pool  quantized_global_max_pool
                quantized_global_avg_pool  quantized_adaptive_max_pool
                quantized_adaptive_avg_pool  quantize  dequantize  QuantParams

@@ -296,6 +296,35 @@ TIMM = [
     ),
 ]
 
+BLUR = "jp.blur_pool(x2, p, filter_size=3, mode='constant', axis=(-2, -1))"
+MAX_BLUR = BLUR.replace("blur_pool(x2, p", "max_blur_pool(x2, p, p")
+EDGE_AWARE = "jp.edge_aware_blur_pool(x2, (3, 3), axis=(-2, -1))"
+MEDIAN = (
+    "jp.median_pool(jnp.pad(x2, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), (3, 3), "
+    "axis=(-2, -1))"
+)
+ROUNDED = "`ceil_mode` changes nothing here"
+KORNIA = [
+    Row("filters.BlurPool2D(3, 2)(x2)", BLUR),
+    Row("filters.blur_pool2d(x2, 3, 2)", BLUR),
+    Row("filters.MaxBlurPool2D(3)(x2)", MAX_BLUR, ROUNDED),
+    Row("filters.max_blur_pool2d(x2, 3)", MAX_BLUR, ROUNDED),
+    Row("filters.EdgeAwareBlurPool2D(3)(x2)", EDGE_AWARE),
+    Row("filters.edge_aware_blur_pool2d(x2, 3)", EDGE_AWARE),
+    Row("filters.MedianBlur(3)(x2)", MEDIAN),
+    Row("filters.median_blur(x2, 3)", MEDIAN),
+    Row(
+        "morphology.dilation(x2, o2)",
+        "jp.dilate_pool(x2, (3, 3), padding='SAME', axis=(-2, -1))",
+        "`structuring_element=e` is `element=e[::-1, ::-1]`",
+    ),
+    Row(
+        "morphology.erosion(x2, o2)",
+        "jp.erode_pool(x2, (3, 3), padding='SAME_LOWER', axis=(-2, -1))",
+        "`structuring_element=e` is `element=e`",
+    ),
+]
+
 LIST = "boxes of all images in one array, with the image of each"
 TORCHVISION = [
     Row(
@@ -354,6 +383,7 @@ TABLES = {
     "Equinox": ("channels first, without a batch", EQUINOX),
     "Haiku": ("channels last", HAIKU),
     "timm": ("channels first, tokens `[B, L, C]`", TIMM),
+    "kornia": ("channels first", KORNIA),
     "torchvision": (
         "channels first, where jaxpool has them last; boxes are (x1, y1, x2, y2)",
         TORCHVISION,
@@ -430,7 +460,7 @@ OTHER_DIFFERENCES = {
 INTRODUCTION = """\
 # Coming from another framework
 
-One line of jaxpool for every pooling class and function of eight frameworks. The page
+One line of jaxpool for every pooling class and function of nine frameworks. The page
 is made by `python tests/migration.py --write`, and `tests/test_migration.py` evaluates
 both sides of each row on the same numbers, where the other framework is installed;
 `compat.tf` stands for TensorFlow, and of pools that learn it asks for the names alone.
@@ -439,8 +469,8 @@ both sides of each row on the same numbers, where the other framework is install
 go the same way, with one or three entries. Where a row says `axis=(-2, -1)`, channels
 come first; without it they come last. `v` and `i` are the values and indices of an
 argmax pool and `s` the size to unpool to; `t` and `u` are numbers in [0, 1) that place
-fractional windows; `b` is an output size, `m` a mask; `g` has channels first where `l`
-has them last.
+fractional windows; `b` is an output size, `m` a mask, `o` 3 x 3 ones; `g` has channels
+first where `l` has them last. The papers' methods are in [methods.md](methods.md).
 """
 
 

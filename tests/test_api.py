@@ -162,8 +162,31 @@ def test_examples(module):
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 
 
+METHODS = Path(__file__).parent.parent.joinpath("docs/methods.md").read_text()
+
+
 def test_readme_names_every_op():
     assert [n for n in jaxpool.__all__ if f"`{n}`" not in README] == []
+
+
+def test_package_lists_every_op():
+    listed = set((jaxpool.__doc__ or "").split())
+    assert [n for n in OPERATIONS if n not in listed] == []
+
+
+def test_methods_name_every_op_with_a_paper():
+    def cites(op):
+        texts = (op.fn.__doc__, inspect.getmodule(op.fn).__doc__)
+        return any("References:" in (text or "") for text in texts)
+
+    from_papers = [op.name for op in OPS.values() if cites(op) and not op.integer]
+    assert [n for n in from_papers if f"`{n}`" not in METHODS] == []
+
+
+def test_methods_name_nothing_else():
+    named = re.findall(r"`(\w*pool\w*)`", METHODS)
+    assert len(named) > 50
+    assert [n for n in named if n not in jaxpool.__all__] == []
 
 
 def test_readme_example_runs():

@@ -50,13 +50,14 @@ def numbers(framework, n):
     region = draw(1, 8, 10, 12)
     maps = [draw(1, 4, 16, 18), draw(1, 4, 8, 9, seed=1)]
     return {
-        f"x{n}": first if framework in ("PyTorch", "timm") else last,
+        f"x{n}": first if framework in ("PyTorch", "timm", "kornia") else last,
         f"e{n}": first[0],
         f"v{n}": values,
         f"i{n}": indices.astype(np.int64),
         f"t{n}": samples[..., ::-1].copy() if n == 2 else samples,
         f"u{n}": samples,
         "l1": draw(2, 9, 3),
+        "o2": np.ones((3, 3), np.float32),
         "m1": np.arange(18).reshape(2, 9) % 4 > 0,
         "g2": region,
         "l2": np.moveaxis(region, 1, -1).copy(),
@@ -84,7 +85,7 @@ def names(framework, n, array):
 
 def other(framework):
     """The other framework's names and its type of array, or a skip."""
-    if framework in ("PyTorch", "timm", "torchvision"):
+    if framework in ("PyTorch", "timm", "torchvision", "kornia"):
         torch = pytest.importorskip("torch")
         own = {"nn": torch.nn, "F": torch.nn.functional}
         if framework == "timm":
@@ -92,6 +93,10 @@ def other(framework):
             importlib.import_module("timm.layers.median_pool")
         if framework == "torchvision":
             own = {"tv": pytest.importorskip("torchvision.ops", exc_type=ImportError)}
+        if framework == "kornia":
+            parts = ("filters", "morphology")
+            pytest.importorskip("kornia", exc_type=ImportError)
+            own = {part: importlib.import_module(f"kornia.{part}") for part in parts}
         return own, torch.from_numpy
     own = {}
     if framework == "TensorFlow":  # too large to install: its adapter stands for it
@@ -168,6 +173,7 @@ POOLS = {
     "Equinox": [("equinox.nn", "Pool")],
     "Haiku": [("haiku", "Pool"), ("haiku", "pool")],
     "timm": [("timm.layers", "ool"), ("timm.layers", "Lse"), ("timm.layers", "Blur")],
+    "kornia": [("kornia.filters", "ool"), ("kornia.filters", "edian")],
     "torchvision": [("torchvision.ops", "Pool"), ("torchvision.ops", "Align")],
 }
 

@@ -1,4 +1,4 @@
-"""The learned arrays of attention: their shapes, and what they start from.
+"""Learned arrays by name: their shapes, and what they start from.
 
 Names are those of `_ops/attention.py`.
 """

@@ -126,7 +126,7 @@ def gated_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Maximum and mean of each window, blended as the window says; strides are 1.
+    r"""Maximum and mean of each window, blended by a gate; strides default to 1.
 
     .. math:: y_o = s_o \max_{i \in W(o)} x_i
         + (1 - s_o) \frac{1}{n_o} \sum_{i \in W(o)} x_i, \qquad
@@ -213,7 +213,7 @@ def tree_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Learned sums of each window, blended by a tree of gates; strides are 1.
+    r"""Learned sums of each window, blended by a tree of gates; strides default to 1.
 
     .. math:: y_o = f_0, \qquad f_k = \begin{cases}
         s_k f_{2 k + 1} + (1 - s_k) f_{2 k + 2} & k < 2^d - 1 \\

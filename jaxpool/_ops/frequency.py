@@ -110,6 +110,12 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
 
     Raises:
       ValueError, TypeError: as in :func:`spectral_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0  # the mean, and the fastest wave
+      >>> flc_pool(x[None, :, None])[0, :, 0]
+      Array([3., 3.], dtype=float32)
     """
     x, geometry, _ = whole("flc_pool", x, None, axis)
     halves = (-(-static_size("flc_pool", size) // 2) for size in geometry.sizes)
@@ -360,6 +366,13 @@ def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     Raises:
       ValueError, TypeError: for arguments that break these rules, and channels that are
         no multiple of the number of bands.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bands = jnp.array([8.0, -2.0, -4.0, 0.0])[None, None]
+      >>> haar_unpool(bands, axis=(0, 1))[..., 0]
+      Array([[1., 3.],
+             [5., 7.]], dtype=float32)
     """
     caller = "haar_unpool"
     x, geometry, _ = whole(caller, x, None, axis)

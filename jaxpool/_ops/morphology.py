@@ -48,7 +48,7 @@ def dilate_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Dilation: the largest element of each window plus a landscape; strides are 1.
+    r"""Dilation: the largest of each window plus a landscape; strides default to 1.
 
     .. math:: y_o = \max_{0 \le k < K} \big(x_{o s - p + k d} + e_k\big)
 
@@ -67,7 +67,8 @@ def dilate_pool(
         window, as in :func:`max_pool`; of at most 254 elements, unless it is the whole
         extent.
       element: the structuring element e, of `window_shape`, or of
-        `[*window_shape, C]`; a scalar, or whatever else broadcasts to the latter.
+        `[*window_shape, C]`; a scalar, or whatever else broadcasts to the latter; in
+        units of x.
         -inf leaves a place out. A module learns it from the value given: zeros of the
         window's shape to begin as a maximum (the scalar learns no shape).
 
@@ -102,15 +103,15 @@ def erode_pool(
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Erosion: the smallest element of each window less a landscape; strides are 1.
+    r"""Erosion: the smallest of each window less a landscape; strides default to 1.
 
     .. math:: y_o = \min_{0 \le k < K} \big(x_{o s - p + k d} - e_k\big)
 
     which is :func:`min_pool` for e = 0, and minus the dilation of -x. Arguments,
     dtypes, errors and gradient as in :func:`dilate_pool`; a window without elements
-    gives inf. It reads e as morphology and kornia's `erosion` do (the
-    latter with `padding="SAME_LOWER"`). Dilation by e and
-    erosion by the reflected e, with strides of 1, make an opening or a closing.
+    gives inf. It reads e as morphology and kornia's `erosion` do (the latter with
+    `padding="SAME_LOWER"`). Dilation by e and erosion by the reflected e, with strides
+    of 1, make an opening or a closing.
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     return _dilate("erode_pool", x, spec, element, where, -1)

@@ -192,6 +192,15 @@ def learned_polyphase_pool(
     Raises:
       ValueError, TypeError: as in :func:`polyphase_pool`, for arrays that are missing,
         unknown or of the wrong shape, and without a key to draw with.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1.0, 5.0, 2.0, 6.0])[:, None]
+      >>> ones = {"conv_kernel": jnp.ones((3, 1, 1)), "out_kernel": jnp.ones(1)}
+      >>> params = {**ones, "conv_bias": jnp.zeros(1)}
+      >>> y, weights = learned_polyphase_pool(x, params, (2,), deterministic=True)
+      >>> y[:, 0], weights
+      (Array([5., 6.], dtype=float32), Array([0., 1.], dtype=float32))
     """
     caller = "learned_polyphase_pool"
     phases = _phases(caller, x, strides, axis)

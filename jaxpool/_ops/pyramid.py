@@ -218,7 +218,7 @@ def strip_pool(
     Args:
       x: `[B..., S..., C]`, of any dtype.
       axis: the axes to pool along, by default all but the first and the last.
-      where: boolean, broadcastable to `x`; only True elements are in the means.
+      where: boolean, broadcastable to `x`: only True elements take part.
 
     Returns:
       `[B..., S..., C]`, the shape of `x`; floats in the dtype of `x` (half precision
