@@ -587,8 +587,8 @@ def few_ops(tmp_path_factory):
     out = tmp_path_factory.mktemp("ops")
     names = "--ops=lp,global_gem,global_gem_learned,fractional_avg"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "QUICK", (1, 6, 6, 3))
-        assert main(command(out, "--suite=ops", "--quick", names, peers="torch")) == 0
+        patch.setattr(ops, "SHAPE", (1, 6, 6, 3))
+        assert main(command(out, "--suite=ops", names, peers="torch")) == 0
     return out
 
 
@@ -603,6 +603,8 @@ def test_every_op_is_tried():
     by_name = {form.name for form in forms if form.window == "3/2/1"}
     assert by_name > {"lp", "rank", "stochastic", "stochastic (evaluation)"}
     assert not by_name & {"global_avg", "haar", "adaptive_max"}
+    quick = ops.trials(all_methods().values(), quick=True)
+    assert quick == [form for form in forms if form.window == "2/2/0"]
 
 
 @pytest.mark.parametrize("window", ["2/2/0", "3/2/1"])
@@ -685,7 +687,8 @@ def test_interrupt_keeps_finished_ops(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(ops, "measure", measure_or_interrupt)
     options = ["--suite=ops", "--quick", "--ops=global_max,max"]
     assert main(command(tmp_path, *options)) == 130
-    assert [row["op"] for row in read(tmp_path)["rows"]] == ["global_max"] * 2
+    done = [(row["op"], row["shape"]) for row in read(tmp_path)["rows"]]
+    assert done == [("global_max", [1, 4, 4, 2])] * 2
     assert "extremum, global_max all f32 forward: avg_pool" in capfd.readouterr().err
 
 

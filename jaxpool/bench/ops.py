@@ -83,17 +83,21 @@ class Trial:
         return model
 
 
-def trials(methods: Iterable[Method]) -> list[Trial]:
-    """Returns the forms of each op among these methods; those that learn come once."""
+def trials(methods: Iterable[Method], quick: bool = False) -> list[Trial]:
+    """Returns the forms of each op among these methods, each op once.
+
+    A quick run leaves out windows of 3x3, whose gradients take longest to compile.
+    """
     ops: dict[str, tuple[PoolOp, Method]] = {}
     for method in methods:
         if method.op:
             ops.setdefault(method.op.name, (method.op, method))
     slides = _WINDOWS[_LARGE].keys()
+    windows = [_SMALL] if quick else [_SMALL, _LARGE]
     return [
         Trial(method, window, deterministic)
         for op, method in ops.values()
-        for window in (_WINDOWS if slides <= op.settings.keys() else [_SMALL])
+        for window in (windows if slides <= op.settings.keys() else [_SMALL])
         for deterministic in ((False, True) if op.takes_key else (True,))
     ]
 

@@ -39,7 +39,7 @@ class Settings:
       peers: keys of `jaxpool.bench.contestants.PEERS`.
       layout: channels_last or channels_first.
       rounds: rounds of timing, at most.
-      quick: whether to keep a third of each suite.
+      quick: whether to keep a third of each suite, of small inputs.
       model: a key of `jaxpool.bench.models.MODELS` or `all`, to time training steps;
         None to time pools.
     """
@@ -83,7 +83,7 @@ class Settings:
 
     def trials(self) -> list[Trial]:
         """Returns the ops of the suite `ops` that are asked for, in all their forms."""
-        return trials(choose(self.ops, "ops", check))
+        return trials(choose(self.ops, "ops", check), self.quick)
 
     def cases(self) -> list[tuple[str, Case]]:
         """Returns the suite's name and the case, for each case that is asked for."""
