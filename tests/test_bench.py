@@ -660,19 +660,19 @@ def test_bounds_name_who_breaks_them(few_ops, tmp_path):
     results = read(few_ops)
     for row in results["rows"]:
         row["ratios"][OURS] = 4.0
-        row["costs"][OURS]["temp_bytes"] = 2 * row["input_bytes"]
+        row["costs"][OURS]["temp_bytes"] = 2 * row["input_bytes"] + 1
     forward, gradient = results["rows"][:2]  # of lp, 2/2/0
     forward["ratios"][OURS] = gradient["ratios"][OURS] = 4.2
-    gradient["costs"][OURS]["temp_bytes"] *= 3
+    gradient["costs"][OURS]["temp_bytes"] = 6 * gradient["input_bytes"]
     results["rows"][2]["costs"][OURS]["temp_bytes"] = None
     write_report(tmp_path, results)
     text = (tmp_path / "bench.md").read_text("utf-8")
     bounds = [line for line in text.splitlines() if line.startswith("- Bound: ")]
     time, rank, temporaries, of_gradient = bounds
-    assert time.endswith("kept by 2 of 3; not by lp 2/2/0 (4.2x).")
+    assert time.endswith("kept by 2 of 3; not by lp 2/2/0 (4.20x).")
     assert rank.endswith("kept by 0 of 0; not by none.")
     assert temporaries.endswith("kept by 4 of 4; not by none.")
-    assert of_gradient.endswith("kept by 4 of 5; not by lp 2/2/0 (6.0x).")
+    assert of_gradient.endswith("kept by 4 of 5; not by lp 2/2/0 (6.00x).")
 
 
 def test_interrupt_keeps_finished_ops(tmp_path, monkeypatch, capfd):

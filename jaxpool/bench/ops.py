@@ -33,7 +33,7 @@ __all__ = [
 
 SUITE, MEAN = "ops", "avg_pool"
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 SHAPE: Shape = (8, 56, 56, 64)
 QUICK: Shape = (2, 28, 28, 16)
 

@@ -146,9 +146,10 @@ def _notes(results: Results) -> list[str]:
 def _kept(bound: Bound, dtype: str, results: Results) -> str:
     """Returns a line on who keeps a bound, and who does not, the worst first."""
     amounts = bound.amounts(row for row in results["rows"] if row["dtype"] == dtype)
-    over = [(amount, row) for amount, row in amounts if amount > bound.limit]
+    # A few bytes more than an array are none more.
+    over = [(amount, row) for amount, row in amounts if round(amount, 2) > bound.limit]
     over.sort(key=lambda pair: -pair[0])
-    names = [f"{r['op']} {r['window']} ({_times(amount)})" for amount, r in over]
+    names = [f"{r['op']} {r['window']} ({_digits(amount)}x)" for amount, r in over]
     whose = f"{', '.join(bound.families) or 'all'}, {dtype} {bound.direction}"
     rule = f"{bound.what} at most {bound.limit:g}x in {whose}"
     kept = f"{len(amounts) - len(over)} of {len(amounts)}"
