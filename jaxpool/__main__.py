@@ -87,7 +87,13 @@ def _add_bench(commands) -> None:
     parser.set_defaults(handler=_bench)
     option = parser.add_argument
     option("--quick", action="store_true", help="a third of the cases, small batches")
-    option("--ops", type=_names, default="max,avg", metavar="NAME,...", help="max, avg")
+    option(
+        "--ops",
+        type=_names,
+        default="all",
+        metavar="NAME,...",
+        help="max, avg; in the suite ops any methods or families of `jaxpool compare`",
+    )
     option(
         "--dtype",
         type=_names,
@@ -100,7 +106,8 @@ def _add_bench(commands) -> None:
         type=_names,
         default="models",
         metavar="NAME,...",
-        help="models, windows, batch, channels, adaptive",
+        help="models, windows, batch, channels, adaptive; or ops: every op beside "
+        "avg_pool",
     )
     option(
         "--peers",

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import jaxpool
 import jaxpool.bench
 from jaxpool.__main__ import main
-from jaxpool.bench import models, pools, timing
+from jaxpool.bench import models, ops, pools, timing
 from jaxpool.bench.contestants import (
     OURS,
     PEERS,
@@ -33,6 +33,7 @@ from jaxpool.bench.report import _mebi, _narrowed, _times, write_report
 from jaxpool.bench.results import summarize
 from jaxpool.bench.shapes import OPS, SUITES, Case
 from jaxpool.bench.timing import interleave, spread
+from jaxpool.compare.methods import all_methods, choose
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,8 +184,8 @@ def test_json_holds_everything(finished):
         assert row["ratios"] == {
             name: row["times"][name]["median_ms"] / ours for name in ("flax", YARDSTICK)
         }
-    assert rows[0]["costs"] == {}
     for name in (OURS, "flax"):
+        assert set(rows[0]["costs"][name]) == {"compile_s", "temp_bytes"}
         costs = rows[1]["costs"][name]
         assert costs["compile_s"] > 0
         assert costs["temp_bytes"] >= 0
@@ -290,11 +291,12 @@ def test_interrupt_before_the_first_case(tiny, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--ops=max,min", "`ops` must be one of max, avg; got 'min'"),
+        ("--ops=max,min", "`ops` must be one of max, avg, all; got 'min'"),
         ("--dtype=f8", "`dtype` must be one of f32, bf16, f16; got 'f8'"),
         (
             "--suite=x",
-            "`suite` must be one of models, windows, batch, channels, adaptive; got",
+            "`suite` must be one of models, windows, batch, channels, adaptive, ops; "
+            "got",
         ),
         ("--peers=jax", "`peers` must be one of flax, equinox, keras, torch; got"),
         ("--layout=x", "`layout` must be one of channels_last, channels_first; got"),
@@ -317,6 +319,11 @@ def test_bad_options(option, message, tmp_path, capfd, monkeypatch):
     [
         (("--suite=batch", "--ops=avg"), "`ops` must leave some case of the suite"),
         (("--model=small", "--dtype=bf16"), "`dtype` must be f32 together with"),
+        (("--suite=ops,batch",), "`suite` must not name others beside ops; got"),
+        (("--suite=ops", "--model=small"), "`suite` must not be ops with `model`"),
+        (("--suite=ops", "--layout=channels_first"), "`layout` must be channels_last"),
+        (("--suite=ops", "--ops=lpp"), "`ops` must be known (did you mean lp?)"),
+        (("--suite=ops", "--ops=none"), "`ops` must leave some case of the suite"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, tmp_path, capfd):
@@ -569,6 +576,120 @@ def test_no_memory_where_the_backend_does_not_tell(finished, tmp_path):
     results["rows"][1]["costs"][OURS]["temp_bytes"] = None
     write_report(tmp_path, results)
     assert "| – |" in (tmp_path / "bench.md").read_text("utf-8")
+
+
+# Every op beside the mean.
+
+
+@pytest.fixture(scope="module")
+def few_ops(tmp_path_factory):
+    """The folder of a run of three ops; not to be changed."""
+    out = tmp_path_factory.mktemp("ops")
+    names = "--ops=lp,global_gem,global_gem_learned,fractional_avg"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "SHAPE", (1, 6, 6, 3))
+        assert main(command(out, "--suite=ops", names, peers="torch")) == 0
+    return out
+
+
+def test_every_op_is_tried():
+    forms = ops.trials(all_methods().values())
+    assert {form.method.op.name for form in forms} == {
+        method.op.name for method in all_methods().values() if method.op
+    }
+    assert len({(form.name, form.window) for form in forms}) == len(forms)
+    for form in forms:
+        assert form.method.options.get("trainable") is not True
+    by_name = {form.name for form in forms if form.window == "3/2/1"}
+    assert by_name > {"lp", "rank", "stochastic", "stochastic (evaluation)"}
+    assert not by_name & {"global_avg", "haar", "adaptive_max"}
+    quick = ops.trials(all_methods().values(), quick=True)
+    assert quick == [form for form in forms if form.window == "2/2/0"]
+
+
+@pytest.mark.parametrize("window", ["2/2/0", "3/2/1"])
+def test_forms_take_their_window(window):
+    mean = {"2/2/0": ((2, 2), (2, 2)), "3/2/1": ((3, 3), (2, 2), ((1, 1), (1, 1)))}
+    x = jnp.arange(1 * 6 * 6 * 2, dtype=jnp.float32).reshape(1, 6, 6, 2)
+    for form in ops.trials(choose(["avg", "rank"])):
+        if form.window == window:
+            y = form.model(x.shape)(x)
+            assert y.shape == jaxpool.avg_pool(x, *mean[window]).shape
+            if form.name == "avg":
+                np.testing.assert_array_equal(y, jaxpool.avg_pool(x, *mean[window]))
+
+
+def test_ops_rows(few_ops):
+    results = read(few_ops)
+    forms = [(r["case"], r["op"], r["window"], r["direction"]) for r in results["rows"]]
+    windows, passes = ("2/2/0", "3/2/1"), ("forward", "gradient")
+    samples = ("fractional_avg", "fractional_avg (evaluation)")
+    assert forms == [
+        *itertools.product(["power"], ["lp"], windows, passes),
+        *itertools.product(["power"], ["global_gem"], ["all"], passes),
+        *itertools.product(["fractional"], samples, ["2/2/0"], passes),
+    ]
+    for row in results["rows"]:
+        assert row["base"] == "avg_pool"
+        assert row["shape"] == [1, 6, 6, 3]
+        assert list(row["ratios"]) == [OURS]
+        for costs in row["costs"].values():
+            assert costs["temp_bytes"] >= 0
+    assert results["summary"] == []
+    assert results["not_installed"] == []
+
+
+def test_ops_report(few_ops):
+    text = (few_ops / "bench.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, first, *_ = [line.strip("| ").split(" | ") for line in lines]
+    row = dict(zip(header, first, strict=True))
+    result = read(few_ops)["rows"][0]
+    assert row["op"] == "lp"
+    assert row["family"] == "power"
+    assert row["window"] == "2/2/0"
+    assert row["ratio"].removeprefix("~") == _times(result["ratios"][OURS])
+    temp = result["costs"][OURS]["temp_bytes"] / (4 * 6 * 6 * 3)
+    assert row["temp inputs"] == f"{temp:.2f}"
+    assert "1×6×6×3" in text
+    assert text.count("- Bound: ") == 4
+    assert (few_ops / "bench.png").exists()
+
+
+def test_bounds_name_who_breaks_them(few_ops, tmp_path):
+    results = read(few_ops)
+    for row in results["rows"]:
+        row["ratios"][OURS] = 4.0
+        row["costs"][OURS]["temp_bytes"] = 2 * row["input_bytes"] + 1
+    forward, gradient = results["rows"][:2]  # of lp, 2/2/0
+    forward["ratios"][OURS] = gradient["ratios"][OURS] = 4.2
+    gradient["costs"][OURS]["temp_bytes"] = 6 * gradient["input_bytes"]
+    results["rows"][2]["costs"][OURS]["temp_bytes"] = None
+    write_report(tmp_path, results)
+    text = (tmp_path / "bench.md").read_text("utf-8")
+    bounds = [line for line in text.splitlines() if line.startswith("- Bound: ")]
+    time, rank, temporaries, of_gradient = bounds
+    assert time.endswith("kept by 2 of 3; not by lp 2/2/0 (4.20x).")
+    assert rank.endswith("kept by 0 of 0; not by none.")
+    assert temporaries.endswith("kept by 4 of 4; not by none.")
+    assert of_gradient.endswith("kept by 4 of 5; not by lp 2/2/0 (6.00x).")
+
+
+def test_interrupt_keeps_finished_ops(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ops, "QUICK", (1, 4, 4, 2))
+    measure, calls = ops.measure, itertools.count()
+
+    def measure_or_interrupt(*arguments):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(ops, "measure", measure_or_interrupt)
+    options = ["--suite=ops", "--quick", "--ops=global_max,max"]
+    assert main(command(tmp_path, *options)) == 130
+    done = [(row["op"], row["shape"]) for row in read(tmp_path)["rows"]]
+    assert done == [("global_max", [1, 4, 4, 2])] * 2
+    assert "extremum, global_max all f32 forward: avg_pool" in capfd.readouterr().err
 
 
 # Training steps.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxpool.bench import models, pools
+from jaxpool.bench import ops as every_op
 from jaxpool.bench.contestants import PEERS, Contestant, contestants
 from jaxpool.bench.problem import Problem, itemsize, memory
 from jaxpool.bench.report import line, print_tables, write_report
@@ -24,7 +25,7 @@ __all__ = ["UserError", "bench", "print_tables"]
 def bench(
     *,
     quick: bool = False,
-    ops: Sequence[str] = ("max", "avg"),
+    ops: Sequence[str] = ("all",),
     dtype: Sequence[str] = ("f32",),
     suite: Sequence[str] = ("models",),
     peers: Sequence[str] = tuple(PEERS),
@@ -40,10 +41,10 @@ def bench(
 
     Args:
       quick: keep a third of the cases, with small batches.
-      ops: max, avg or both.
+      ops: max, avg or all; in the suite ops what `jaxpool compare` takes as methods.
       dtype: f32, bf16, f16.
       suite: models (windows of real networks), windows, batch, channels,
-        adaptive.
+        adaptive; or ops, which times every op beside `avg_pool`, and no peers.
       peers: whom to compare with.
       layout: channels_last or channels_first, for those who know both.
       rounds: rounds of timing of each case; slow cases make do with fewer.
@@ -68,7 +69,7 @@ def bench(
         quick,
         model,
     )
-    known = contestants(settings.peers)
+    known = contestants(() if settings.of_ops else settings.peers)
     present = {name: who for name, who in known.items() if who.installed()}
     results = begin(asdict(settings), [name for name in known if name not in present])
     path = Path(out) / FILE
@@ -100,6 +101,16 @@ def _jobs(
         return [
             (network.name, partial(models.measure, network, settings.rounds))
             for network in models.networks(settings.model)
+        ]
+    if settings.of_ops:
+        shape = every_op.QUICK if settings.quick else every_op.SHAPE
+        return [
+            (
+                f"{trial.name} {trial.window}, {dtype}",
+                partial(every_op.measure, trial, shape, dtype, settings.rounds),
+            )
+            for dtype in dict.fromkeys(settings.dtype)
+            for trial in settings.trials()
         ]
     limit = memory()
 

@@ -11,7 +11,7 @@ by the function that needs them; a case that one of them cannot do raises `Unabl
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "Unable",
     "compiled",
     "contestants",
+    "jax_entry",
 ]
 
 OURS, YARDSTICK = "jaxpool", "x + 1"
@@ -47,13 +48,14 @@ class Entry:
       forward: computes the result.
       gradient: computes the result and the gradient of the input.
       to_numpy: makes a channels-last float32 array of what these return.
-      costs: what compiling the gradient took and what it keeps, see `compiled`.
+      costs: of each pass what compiling it took, see `compiled`; of the gradient also
+        `residual_bytes`, which it saves from the forward for the backward pass.
     """
 
     forward: Callable[[], Any]
     gradient: Callable[[], Any]
     to_numpy: Callable[[Any], np.ndarray] | None = None
-    costs: Mapping[str, float | None] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,29 +91,41 @@ def compiled(function: Callable[..., Any], *arguments: Any, **options: Any):
     return program, {"compile_s": seconds, "temp_bytes": temporary}
 
 
-def _jax_entry(problem: Problem, layout: str, pool: Callable[[Any], Any]) -> Entry:
-    """Returns the entry of a function of one JAX array."""
-    x, g = problem.arrays(layout)
+def jax_entry(
+    pool: Callable[..., Any], x: jax.Array, g: jax.Array, *others: Any
+) -> Entry:
+    """Returns the entry of a function of one JAX array and what else it needs.
 
-    def value_and_gradient(x, g):
-        y, pull_back = jax.vjp(pool, x)
-        return y, *pull_back(g)
+    `others` are no constants of the program: XLA would compute what depends on
+    nothing else, random numbers of a key for one, while it compiles.
+    """
 
-    forward, _ = compiled(pool, x)
-    gradient, costs = compiled(value_and_gradient, x, g)
-    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(pool, x)[1], x))
+    def pull_back(x, *others):
+        return jax.vjp(lambda x: pool(x, *others), x)
+
+    def value_and_gradient(x, g, *others):
+        y, back = pull_back(x, *others)
+        return y, *back(g)
+
+    forward, costs = compiled(pool, x, *others)
+    gradient, more = compiled(value_and_gradient, x, g, *others)
+    kept = jax.tree.leaves(jax.eval_shape(lambda *a: pull_back(*a)[1], x, *others))
     residuals = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    return Entry(
+        lambda: jax.block_until_ready(forward(x, *others)),
+        lambda: jax.block_until_ready(gradient(x, g, *others)),
+        costs={"forward": costs, "gradient": {**more, "residual_bytes": residuals}},
+    )
+
+
+def _jax_entry(problem: Problem, layout: str, pool: Callable[[Any], Any]) -> Entry:
+    """Returns the entry of a function of the problem's input."""
 
     def to_numpy(array: jax.Array) -> np.ndarray:
         values = np.asarray(array).astype(np.float32)
         return values if layout == "channels_last" else channels_last(values)
 
-    return Entry(
-        lambda: jax.block_until_ready(forward(x)),
-        lambda: jax.block_until_ready(gradient(x, g)),
-        to_numpy,
-        {**costs, "residual_bytes": residuals},
-    )
+    return replace(jax_entry(pool, *problem.arrays(layout)), to_numpy=to_numpy)
 
 
 def _ours(problem: Problem) -> Entry:

@@ -9,7 +9,7 @@ from jaxpool.bench.problem import DTYPES, Problem
 from jaxpool.bench.results import Row
 from jaxpool.bench.timing import interleave, spread
 
-__all__ = ["measure"]
+__all__ = ["PASSES", "measure"]
 
 PASSES = ("forward", "gradient")
 
@@ -31,7 +31,7 @@ def measure(
     for which in PASSES:
         calls = {name: getattr(entry, which) for name, entry in entries.items()}
         times = {n: spread(t) for n, t in interleave(calls, rounds).items()}
-        costs = {name: dict(entry.costs) for name, entry in entries.items()}
+        costs = {n: dict(entry.costs.get(which, {})) for n, entry in entries.items()}
         rows.append(
             Row(
                 suite=suite,
@@ -47,7 +47,7 @@ def measure(
                 base=OURS,
                 times=times,
                 notes=notes,
-                costs=costs if which == "gradient" else {},
+                costs=costs,
             )
         )
     return rows

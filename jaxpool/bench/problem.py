@@ -13,6 +13,7 @@ from jaxpool.bench.shapes import Case
 __all__ = [
     "DTYPES",
     "LAYOUTS",
+    "NUMBERS",
     "Problem",
     "channels_first",
     "channels_last",
@@ -29,12 +30,13 @@ A few roundings: sums in another order pass, sums rounded after every step do no
 windows are large.
 """
 
-_NAMES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
+NUMBERS = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
+"""JAX's dtypes by their short names."""
 
 
 def itemsize(dtype: str) -> int:
     """Returns the bytes of one number of a key of `DTYPES`."""
-    return jnp.dtype(_NAMES[dtype]).itemsize
+    return jnp.dtype(NUMBERS[dtype]).itemsize
 
 
 def memory() -> int:
@@ -82,7 +84,7 @@ class Problem:
         rng = np.random.default_rng(0)
 
         def draw(shape):
-            return rng.standard_normal(shape, np.float32).astype(_NAMES[dtype])
+            return rng.standard_normal(shape, np.float32).astype(NUMBERS[dtype])
 
         self.x, self.g = draw(case.shape), draw(case.out_shape)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jaxpool.bench.contestants import OURS, PEERS, YARDSTICK
 from jaxpool.bench.models import STRIDE
+from jaxpool.bench.ops import BOUNDS, MEAN, Bound, temporaries
 from jaxpool.bench.results import Results
 from jaxpool.compare.results import replace
 
@@ -28,7 +29,7 @@ _STYLES = {
 }
 """Color and marker of each contestant that is not the base, in the tables' order."""
 
-_DISPENSABLE = ("ns/out", "kept", "temp", "shape", "cases", "dtype")
+_DISPENSABLE = ("family", "ns/out", "kept", "temp", "shape", "cases", "dtype")
 """What a narrow terminal does without, by the first word of the column, in order."""
 
 _MISSING = "–"
@@ -41,7 +42,7 @@ forward: the result. gradient: the result and the input's gradient, together.
 {YARDSTICK}: adds 1 to every element of the input, which memory bandwidth limits.
 ns/out: jaxpool's nanoseconds for each element of the result. ± is half the distance \
 between the quartiles.
-temp: temporary values of the compiled gradient as XLA planned them. kept: what it \
+temp: temporary values of the compiled pass as XLA planned them. kept: what a gradient \
 saves from the forward for the backward pass, where those are separate. MiB."""
 _MODEL_NOTES: str = f"""\
 Ratios are times of one training step in units of that with {STRIDE}, where a strided \
@@ -49,6 +50,19 @@ slice stands for each pool: 1.2x spends a sixth of its time on pooling.
 A ~ says that the middle halves of both samples of times overlap: the run does not \
 tell them apart. ± is half the distance between the quartiles.
 temp: temporary values of the compiled step as XLA planned them, MiB."""
+_OP_NOTES: str = f"""\
+Ratios are times in units of {MEAN}'s with the same window, strides and padding: 3.1x \
+took 3.1 times as long. Ops that take no such window stand beside {MEAN} of 2/2/0, and \
+those that give no map beside global_{MEAN} (window: all). A ~ says that the middle \
+halves of both samples of times overlap: the run does not tell them apart.
+forward: the result. gradient: the result and the input's gradient, together. ± is \
+half the distance between the quartiles.
+(evaluation): an op that samples, with deterministic=True; without it as in training.
+temp: temporary values of the compiled pass as XLA planned them, in units of the \
+input."""
+
+_NOTES = {OURS: _POOL_NOTES, STRIDE: _MODEL_NOTES, MEAN: _OP_NOTES}
+_TITLES = {OURS: "Pooling", STRIDE: "Training steps", MEAN: f"Every op beside {MEAN}"}
 
 Cells = list[list[str]]
 
@@ -115,18 +129,35 @@ def write_report(folder: Path, results: Results) -> None:
     replace(folder / "bench.png", lambda path: figure.savefig(path, dpi=160))
 
 
-def _of_models(results: Results) -> bool:
-    return results["settings"]["model"] is not None
+def _base(results: Results) -> str:
+    """Returns whose time the ratios are in units of, the same in all rows."""
+    return results["rows"][0]["base"] if results["rows"] else OURS
 
 
 def _notes(results: Results) -> list[str]:
-    text = _MODEL_NOTES if _of_models(results) else _POOL_NOTES
-    return text.splitlines()
+    base = _base(results)
+    lines = _NOTES[base].splitlines()
+    if base == MEAN:
+        kinds = dict.fromkeys(row["dtype"] for row in results["rows"])
+        lines += [_kept(b, dtype, results) for dtype in kinds for b in BOUNDS]
+    return lines
+
+
+def _kept(bound: Bound, dtype: str, results: Results) -> str:
+    """Returns a line on who keeps a bound, and who does not, the worst first."""
+    amounts = bound.amounts(row for row in results["rows"] if row["dtype"] == dtype)
+    # A few bytes more than an array are none more.
+    over = [(amount, row) for amount, row in amounts if round(amount, 2) > bound.limit]
+    over.sort(key=lambda pair: -pair[0])
+    names = [f"{r['op']} {r['window']} ({_digits(amount)}x)" for amount, r in over]
+    whose = f"{', '.join(bound.families) or 'all'}, {dtype} {bound.direction}"
+    rule = f"{bound.what} at most {bound.limit:g}x in {whose}"
+    kept = f"{len(amounts) - len(over)} of {len(amounts)}"
+    return f"Bound: {rule}: kept by {kept}; not by {', '.join(names) or 'none'}."
 
 
 def _title(results: Results) -> str:
-    what = "Training steps" if _of_models(results) else "Pooling"
-    return f"{what} on {results['environment']['device']}"
+    return f"{_TITLES[_base(results)]} on {results['environment']['device']}"
 
 
 def _subtitle(results: Results) -> str:
@@ -135,7 +166,8 @@ def _subtitle(results: Results) -> str:
     versions = [f"{name} {environment[name]}" for name in names if name in environment]
     cpus = f"{environment['cpus']} CPUs"
     settings = results["settings"]
-    layout = [] if _of_models(results) else [settings["layout"].replace("_", " ")]
+    pools = _base(results) != STRIDE
+    layout = [settings["layout"].replace("_", " ")] if pools else []
     state = ["interrupted"] if results["interrupted"] else []
     return ", ".join([*versions, cpus, *layout, *state])
 
@@ -153,6 +185,10 @@ def _tables(results: Results) -> list[tuple[str, Cells]]:
     for row in results["rows"]:
         suites.setdefault((row["suite"], row["dtype"]), []).append(row)
     for (suite, dtype), rows in suites.items():
+        if rows[0]["base"] == MEAN:
+            shape = _shape(rows[0])
+            tables.append((f"{suite}, {dtype}, {shape}", _op_cells(rows)))
+            continue
         tables.append((f"{suite}, {dtype}", _case_cells(rows, _shown(results))))
     if results["summary"]:
         tables.append(("all cases", _summary_cells(results["summary"])))
@@ -169,24 +205,45 @@ def _case_cells(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Cell
     header += [f"kept {name}" for name in memory] * pools
     lines = [header]
     for row in rows:
-        time = row["times"][base]
-        width = (time["q3_ms"] - time["q1_ms"]) / 2
         cells = [
             row["case"],
             row["op"],
-            "×".join(map(str, row["shape"])),
+            _shape(row),
             row["window"],
             row["direction"],
-            f"{_digits(time['median_ms'])} ±{100 * width / time['median_ms']:.0f}%",
+            _milliseconds(row),
         ]
         if pools:
-            cells.append(_digits(1e6 * time["median_ms"] / row["outputs"]))
+            time = row["times"][base]["median_ms"]
+            cells.append(_digits(1e6 * time / row["outputs"]))
         cells += [_ratio(row, name) for name in names]
         keys = ["temp_bytes", "residual_bytes"] if pools else ["temp_bytes"]
         for key in keys:
             cells += [_mebi(row["costs"].get(name, {}).get(key)) for name in memory]
         lines.append(cells)
     return lines
+
+
+def _op_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    header = ["op", "family", "window", "pass", f"{MEAN} ms", "ratio", "temp inputs"]
+    lines = [header]
+    for row in rows:
+        temp = temporaries(row)
+        texts = [row["op"], row["case"], row["window"], row["direction"]]
+        temp = _MISSING if temp is None else f"{temp:.2f}"
+        lines.append([*texts, _milliseconds(row), _ratio(row, OURS), temp])
+    return lines
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    return "×".join(map(str, row["shape"]))
+
+
+def _milliseconds(row: Mapping[str, Any]) -> str:
+    """Returns the base's time, and half the distance between its quartiles."""
+    time = row["times"][row["base"]]
+    width = (time["q3_ms"] - time["q1_ms"]) / 2
+    return f"{_digits(time['median_ms'])} ±{100 * width / time['median_ms']:.0f}%"
 
 
 def _summary_cells(summary: Sequence[Mapping[str, Any]]) -> Cells:
@@ -210,7 +267,17 @@ def _summary_cells(summary: Sequence[Mapping[str, Any]]) -> Cells:
 
 def _left(header: Sequence[str]) -> set[str]:
     """Returns the columns of text."""
-    texts = {"case", "op", "shape", "window", "pass", "dtype", "peer", "worst case"}
+    texts = {
+        "family",
+        "case",
+        "op",
+        "shape",
+        "window",
+        "pass",
+        "dtype",
+        "peer",
+        "worst case",
+    }
     return texts & set(header)
 
 

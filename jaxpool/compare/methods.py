@@ -71,13 +71,24 @@ class Method:
         """Returns the layers that follow a block whose output is like `x`."""
         if self.op is None:
             return [_BASELINES[self.name]]
-        return self._layers(self.op, x, rngs) if self._shrinks else [halve]
+        return self.layers(x.shape, rngs) if self._shrinks else [halve]
 
     def before_head(self, x: jax.ShapeDtypeStruct, rngs: nnx.Rngs) -> list[Layer]:
         """Returns the layers that make [B, features] of the last block's output."""
         if self.op is None or self._shrinks:
             return [flatten]
-        return [*self._layers(self.op, x, rngs), flatten]
+        return [*self.layers(x.shape, rngs), flatten]
+
+    def layers(self, shape: Sequence[int], rngs: nnx.Rngs) -> list[Layer]:
+        """Returns the op's own layers for input of a shape [B, H, W, C]."""
+        op = self.op
+        assert op is not None
+        sizes = {name: size(shape) for name, size in _sizes(op).items()}
+        module = getattr(jaxpool.nnx, op.module_name)
+        takes = inspect.signature(module).parameters
+        streams = {"rngs": rngs} if "rngs" in takes else {}
+        pool = module(**{**sizes, **self.options}, **streams)
+        return [pool] if op.outputs == 1 else [pool, first]
 
     @cached_property
     def _shrinks(self) -> bool:
@@ -85,19 +96,10 @@ class Method:
         x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
 
         def pooled(x: jax.Array) -> jax.Array:
-            assert self.op is not None
-            return nnx.Sequential(*self._layers(self.op, x, nnx.Rngs(0)))(x)
+            return nnx.Sequential(*self.layers(x.shape, nnx.Rngs(0)))(x)
 
         y = jax.eval_shape(pooled, x)
         return y.ndim == x.ndim and math.prod(y.shape[1:3]) < math.prod(x.shape[1:3])
-
-    def _layers(self, op: PoolOp, x: Any, rngs: nnx.Rngs) -> list[Layer]:
-        sizes = {name: size(x.shape) for name, size in _sizes(op).items()}
-        module = getattr(jaxpool.nnx, op.module_name)
-        takes = inspect.signature(module).parameters
-        streams = {"rngs": rngs} if "rngs" in takes else {}
-        pool = module(**{**sizes, **self.options}, **streams)
-        return [pool] if op.outputs == 1 else [pool, first]
 
 
 def all_methods() -> dict[str, Method]:
@@ -118,8 +120,14 @@ def left_out() -> dict[str, list[str]]:
     return reasons
 
 
-def choose(names: Sequence[str]) -> list[Method]:
+def choose(
+    names: Sequence[str],
+    argument: str = "methods",
+    check: Callable[[bool, str, str, object], None] = check,
+) -> list[Method]:
     """Returns the methods that these names stand for, each once.
+
+    Names that are not known fail `check`, as values of `argument`.
 
     A name stands for a method, for a family of ops, or, if it is `all`, for all. Where
     a method and a family share a name it is the method's; `family:NAME` is the family.
@@ -136,13 +144,13 @@ def choose(names: Sequence[str]) -> list[Method]:
         "all": list(methods.values()),
     }
     reasons = {name: why for why, those in left_out().items() for name in those}
-    check(len(names) > 0, "methods", "must name at least one method", names)
+    check(len(names) > 0, argument, "must name at least one method", names)
     for name in names:
         close = difflib.get_close_matches(name, groups) or methods
         rule = f"must be known (did you mean {', '.join(close)}?)"
         if name in reasons:
             rule = f"must fit into the network ({name}: {reasons[name]})"
-        check(name in groups, "methods", rule, name)
+        check(name in groups, argument, rule, name)
     return list({m.name: m for name in names for m in groups[name]}.values())
 
 
