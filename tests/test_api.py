@@ -159,10 +159,11 @@ def test_examples(module):
     assert result.failed == 0
 
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.with_name("README.md").read_text()
 
 
-METHODS = Path(__file__).parent.parent.joinpath("docs/methods.md").read_text()
+METHODS = DOCS.joinpath("methods.md").read_text()
 
 
 def test_readme_names_every_op():
@@ -199,3 +200,13 @@ def test_readme_example_runs():
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_gallery_shows_every_method():
+    from jaxpool.compare.methods import all_methods
+
+    page = DOCS.joinpath("gallery.md").read_text()
+    for name, method in all_methods().items():
+        if method.op and not name.endswith("_learned"):
+            assert f"- **{name}** (`{method.op.name}`)" in page
+            assert DOCS.joinpath("gallery", f"{method.op.family}.png").exists()

@@ -48,9 +48,11 @@ F32 = dict(rtol=2e-6, atol=2e-6)
 def representatives():
     """The first op of each family that brings derivatives of its own.
 
-    Slow questions are asked of these; of all others with `--full`.
+    Slow questions are asked of these; of all others, which are put together of theirs
+    and of what JAX has, with `--full`.
     """
-    composed = ("blend", "masked", "power")
+    composed = ("aggregation", "blend", "blur", "frequency", "importance", "masked")
+    composed += ("polyphase", "probe", "pyramid", "sequence")
     first = {op.family: op.name for op in reversed(OPS.values())}
     return {name for family, name in first.items() if family not in composed}
 
