@@ -7,7 +7,9 @@ how it is computed:
   window_choice    that, and where it stands, as a flat index into the pooled axes
   window_sum       the sum of each window
   window_fold      any monoid over each window
-  window_sample    an element drawn in proportion to its weight
+  window_combine   any formula of the elements of each window, in one loop
+  window_sample    an element drawn in proportion to its size, if positive
+  window_expectation the mean of that over all draws
   window_softmax   the mean of each window, weighted by the softmax of its logits
   window_soft      that, with logits in proportion to the elements themselves
   window_logsumexp the logarithm of the sum of exponentials
@@ -38,13 +40,22 @@ from jaxpool._core import linear, taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
-from jaxpool._core.numerics import accumulation_dtype, hide
-from jaxpool._core.stages import MOST_TAPS, holds_nothing, stages, sum_stages
+from jaxpool._core.numerics import accumulation_dtype, hide, power_of_two_scale
+from jaxpool._core.stages import (
+    MOST_TAPS,
+    holds_nothing,
+    large_and_whole,
+    stages,
+    sum_stages,
+)
 
 __all__ = [
     "MOST_MATCHED",
+    "few_regions",
     "identity",
     "window_choice",
+    "window_combine",
+    "window_expectation",
     "window_extremum",
     "window_fold",
     "window_logsumexp",
@@ -544,30 +555,119 @@ def _match_code(x, y, where, geometry):
     return taps.apart(taps.choose(x, y, geometry, where))
 
 
-def window_sample(
-    x: jax.Array, weights: jax.Array, geometry: Geometry, key: jax.Array
+def window_combine(
+    formula: Callable[..., jax.Array], x: jax.Array, geometry: Geometry, *outputs: Any
 ) -> jax.Array:
-    """One element of each window, drawn with probability w_i / sum w.
+    """`formula` of the elements of each window, a list of arrays, and of `outputs`.
 
-    Weights must be finite and at least 0. One uniform number u is drawn for each
-    window; the element chosen is the one at which the running sum of weights, in
-    row-major order, passes u * sum(w). A window whose weights are all 0 gives 0.
-
-    Gradient: to the drawn element of `x`; what was drawn has none.
+    One loop over the output, whose shape `outputs` have; half precision is computed in
+    float32. Padding is no element: lists differ in length, and a window without
+    elements gives 0. More than a few elements want padding that is (see `few_regions`).
     """
-    weights = lax.stop_gradient(weights)
-    total = window_sum(weights, geometry)
-    uniform = jax.random.uniform(key, total.shape, total.dtype)
-    if geometry.taps <= MOST_TAPS and chosen_form(geometry) == "stages":
-        code = _drawn(weights, total * uniform, geometry)
-        return linear.read(x, geometry, code)
+    return taps.combine(formula, x, geometry, *outputs)
+
+
+def few_regions(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, value: ArrayLike
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """`window_pad` for windows of many elements, which padding leaves in many ways."""
+    if geometry.taps <= MOST_TAPS:
+        return hide(x, where, value), geometry, where
+    return window_pad(x, geometry, where, value)
+
+
+def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array:
+    """One element of each window, drawn with probability a_i / sum a, a = max(x, 0).
+
+    One uniform number u is drawn for each window; the element chosen is the one at
+    which the running sum of a, in row-major order, passes u * sum(a). A window without
+    positive elements gives 0, and one with NaN or infinity NaN or infinity.
+
+    Gradient: to the drawn element; what was drawn has none.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    uniform = jax.random.uniform(key, geometry.out_shape(x.shape), dtype)
+    if chosen_form(geometry) == "stages" and geometry.taps <= MOST_MATCHED:
+        if not large_and_whole(geometry):
+            x, geometry, _ = few_regions(x, geometry, None, 0)
+            return _drawn(x, uniform, geometry)
+    # In an array of its own, as it is read once for each place of a window.
+    weights, total, _ = _proportions(lax.stop_gradient(x), geometry)
+    finite = jnp.isfinite(total)
+    weights = taps.finite_or_zero(weights)
     index = _drawn_index(weights, total * uniform, geometry)
-    return take(x, index, geometry.pooled)
+    index = jnp.where(finite, index, -1)
+    if geometry.whole:
+        y = linear.read(x, geometry, index)
+    else:
+        y = take(x, index, geometry.pooled)
+    return jnp.where(finite, y, total.astype(y.dtype))
+
+
+def window_expectation(x: jax.Array, geometry: Geometry) -> jax.Array:
+    r"""The expectation of `window_sample`: y_o = sum a_i^2 / sum a_i.
+
+    Gradient: (2 a_i - y_o) / sum a for positive elements, none where y is 0, NaN or
+    infinite.
+    """
+    if _unrolled(geometry) and chosen_form(geometry) == "stages":
+        return _expected(x, geometry)
+    return _mean_of_draws(x, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(jax.jit, static_argnums=1)
+def _expected(x, geometry):
+    return taps.combine(taps.expect, x, geometry)
+
+
+@_expected.defjvp
+def _expected_jvp(geometry, primals, tangents):
+    mean = functools.partial(_mean_of_draws, geometry=geometry)
+    return jax.jvp(mean, primals, tangents)
+
+
+def _mean_of_draws(x, geometry):
+    """The formula of `window_expectation` by sums of windows, with its derivative."""
+    weights, total, scale = _proportions(x, geometry)
+    positive = total > 0
+    squares = window_sum(weights * weights, geometry)
+    # The inner `where` keeps 0 / 0 out of the gradient.
+    y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
+    total = lax.stop_gradient(total)
+    return jnp.where(jnp.isfinite(total), y, total).astype(x.dtype)
+
+
+def _proportions(x, geometry):
+    """Weights in proportion to max(x, 0), their sums in each window, and the scale.
+
+    A sum is finite exactly where all of its weights are: scaling rules out overflow.
+    """
+    x = x.astype(accumulation_dtype(x.dtype))
+    activation = jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
+    scale = power_of_two_scale(activation, geometry.pooled, 2)
+    weights = activation / scale
+    return weights, window_sum(weights, geometry), scale
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(x, uniform, geometry):
+    return taps.combine(taps.draw, x, geometry, uniform)
+
+
+@_drawn.defjvp
+def _drawn_jvp(geometry, primals, tangents):
+    x, uniform = primals
+    y = lax.stop_gradient(_drawn(x, uniform, geometry))
+    code = _drawn_code(lax.stop_gradient(x), uniform, geometry)
+    value = lambda x: _chosen(x, y, (code,), geometry, "one stage")  # noqa: E731
+    return jax.jvp(value, (x,), tangents[:1])
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _drawn(weights, threshold, geometry):
-    return taps.apart(taps.draw(weights, threshold, geometry))
+def _drawn_code(x, uniform, geometry):
+    return taps.apart(taps.draw_code(x, uniform, geometry))
 
 
 @functools.partial(jax.jit, static_argnums=2)

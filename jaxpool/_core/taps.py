@@ -38,7 +38,10 @@ __all__ = [
     "NONE",
     "apart",
     "choose",
+    "combine",
     "draw",
+    "draw_code",
+    "expect",
     "finite_or_zero",
     "flat_positions",
     "fold",
@@ -119,23 +122,94 @@ def choose(
     return _put_together(stage, regions, region)
 
 
-def draw(weights: jax.Array, threshold: jax.Array, stage: Geometry) -> jax.Array:
-    """The code of the element at which the running sum of weights passes a threshold.
+def combine(
+    formula: Callable[..., jax.Array], x: jax.Array, stage: Geometry, *outputs: Any
+) -> jax.Array:
+    """`formula` of the elements of each window, a list of arrays, and of `outputs`.
 
-    In row-major order; elements of weight 0 are passed over.
+    Those have the output's shape. Half precision is computed in float32. A window
+    without elements gives 0.
     """
+    wide = accumulation_dtype(x.dtype)
 
     def region(runs):
-        limit = _outputs(threshold, stage, runs)
-        code, below = _filled(limit, NONE), limit * 0
-        for tap, part in _taps(weights, stage, runs):
-            # The last element that satisfies this is the one that passes the threshold,
-            # and there is one however the two sums round.
-            code = jnp.where((part > 0) & (below <= limit), np.uint8(tap), code)
-            below += part
-        return code
+        parts = [part.astype(wide) for _, part in _taps(x, stage, runs)]
+        if not parts:
+            return _filled(_inputs(x, stage, runs), 0)
+        others = [_outputs(y, stage, runs) for y in outputs]
+        return formula(parts, *others).astype(x.dtype)
 
     return _put_together(stage, regions, region)
+
+
+def expect(parts: list[jax.Array]) -> jax.Array:
+    """The expectation of `draw`."""
+    _, weights, scale, total = _proportions(parts)
+    squares = functools.reduce(lax.add, [w * w for w in weights])
+    y = squares / jnp.where(total > 0, total, 1) / scale
+    return jnp.where(jnp.isfinite(total), y, total)
+
+
+def draw(parts: list[jax.Array], uniform: jax.Array) -> jax.Array:
+    """The element where the running sum of positive ones passes uniform * sum.
+
+    In row-major order; 0 if none is positive. NaN or infinity gives NaN or infinity.
+    """
+    parts, weights, _, total = _proportions(parts)
+    y = parts[0]
+    for part, passed in zip(parts[1:], _passed(weights, total * uniform), strict=True):
+        y = jnp.where(passed, part, y)
+    return jnp.where(jnp.isfinite(total), y, total)
+
+
+def draw_code(x: jax.Array, uniform: jax.Array, stage: Geometry) -> jax.Array:
+    """The code of the element that `draw` gives, `NONE` if it is no element."""
+    wide = accumulation_dtype(x.dtype)
+
+    def region(runs):
+        u = _outputs(uniform, stage, runs)
+        slices = _taps(x, stage, runs)
+        if not slices:
+            return _filled(u, NONE)
+        parts = [part.astype(wide) for _, part in slices]
+        _, weights, _, total = _proportions(parts)
+        code = _filled(u, np.uint8(slices[0][0]))
+        chosen = _passed(weights, total * u)
+        for (tap, _), passed in zip(slices[1:], chosen, strict=True):
+            code = jnp.where(passed, np.uint8(tap), code)
+        return jnp.where((total > 0) & jnp.isfinite(total), code, NONE)
+
+    return _put_together(stage, regions, region)
+
+
+def _proportions(parts):
+    """The positive parts, and weights: a power of two, of each window, times them.
+
+    Neither the sum of weights, nor of their squares, nears overflow, or vanishes.
+    """
+    zero = np.zeros((), parts[0].dtype)
+    parts = [jnp.where(part <= zero, zero, part) for part in parts]  # keeps NaN
+    exponent = jnp.finfo(zero.dtype).maxexp
+    far = np.asarray(2.0 ** int(0.35 * exponent), zero.dtype)
+    back = np.asarray(2.0 ** int(0.7 * exponent), zero.dtype)
+    one = np.ones((), zero.dtype)
+    largest = functools.reduce(lax.max, parts)
+    scale = jnp.where(largest > far, 1 / back, one)
+    scale = jnp.where(largest < 1 / far, back, scale)
+    weights = [part * scale for part in parts]
+    return parts, weights, scale, functools.reduce(lax.add, weights)
+
+
+def _passed(weights, threshold):
+    """For each weight but the first: whether the sum of those before passes by it.
+
+    The last for which that holds is the one that is drawn, and there is one, however
+    the two sums round, unless the first is drawn, or no weight is positive.
+    """
+    below = weights[0]
+    for weight in weights[1:]:
+        yield (weight > 0) & (below <= threshold)
+        below = below + weight
 
 
 def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
