@@ -50,9 +50,11 @@ from jaxpool._core.stages import (
 )
 
 __all__ = [
+    "MOST_COMPARED",
     "MOST_MATCHED",
     "few_regions",
     "identity",
+    "in_order",
     "window_choice",
     "window_combine",
     "window_expectation",
@@ -501,16 +503,21 @@ def window_sort(x: jax.Array, geometry: Geometry) -> Sequence[jax.Array] | jax.A
 @functools.partial(jax.jit, static_argnums=1)
 def _sorted(x, geometry):
     if geometry.taps <= MOST_COMPARED:
-        parts = window_taps(x, geometry)
-        for i, j in _comparators(len(parts)):
-            a, b = parts[i], parts[j]
-            parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
-        return parts
+        return in_order(window_taps(x, geometry))
     x = lax.expand_dims(x, [0])
     for a in geometry.axes:
         x = lax.concatenate([tap(x) for tap in _along(a)], 0)
     x = lax.sort(x, dimension=0)  # NaN comes last
     return jnp.where(x[-1:] != x[-1:], x[-1:], x)
+
+
+def in_order(parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays put in ascending order, element by element; NaN in one is NaN in all."""
+    parts = list(parts)
+    for i, j in _comparators(len(parts)):
+        a, b = parts[i], parts[j]
+        parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
+    return parts
 
 
 def _comparators(count: int) -> Iterator[tuple[int, int]]:
