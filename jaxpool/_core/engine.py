@@ -594,12 +594,13 @@ def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array
     """
     dtype = accumulation_dtype(x.dtype)
     uniform = jax.random.uniform(key, geometry.out_shape(x.shape), dtype)
-    if chosen_form(geometry) == "stages" and geometry.taps <= MOST_MATCHED:
-        if not large_and_whole(geometry):
-            x, geometry, _ = few_regions(x, geometry, None, 0)
-            return _drawn(x, uniform, geometry)
+    if geometry.taps <= MOST_MATCHED and _many_places(geometry):
+        x, geometry, _ = few_regions(x, geometry, None, 0)
+        return _drawn(x, uniform, geometry)
     # In an array of its own, as it is read once for each place of a window.
-    weights, total, _ = _proportions(lax.stop_gradient(x), geometry)
+    still = lax.stop_gradient(x).astype(dtype)
+    weights = _proportions(still, geometry)[0](still)
+    total = window_sum(weights, geometry)
     finite = jnp.isfinite(total)
     weights = taps.finite_or_zero(weights)
     index = _drawn_index(weights, total * uniform, geometry)
@@ -617,15 +618,22 @@ def window_expectation(x: jax.Array, geometry: Geometry) -> jax.Array:
     Gradient: (2 a_i - y_o) / sum a for positive elements, none where y is 0, NaN or
     infinite.
     """
-    if _unrolled(geometry) and chosen_form(geometry) == "stages":
+    if _many_places(geometry):
         return _expected(x, geometry)
     return _mean_of_draws(x, geometry)
+
+
+def _many_places(geometry):
+    """Whether a formula of a window's elements is to be one loop over all windows."""
+    return chosen_form(geometry) == "stages" and not large_and_whole(geometry)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @functools.partial(jax.jit, static_argnums=1)
 def _expected(x, geometry):
-    return taps.combine(taps.expect, x, geometry)
+    if geometry.taps <= MOST_TAPS:
+        return taps.combine(taps.expect, x, geometry)
+    return _mean_of_draws(x, geometry, _sum_of)
 
 
 @_expected.defjvp
@@ -634,27 +642,44 @@ def _expected_jvp(geometry, primals, tangents):
     return jax.jvp(mean, primals, tangents)
 
 
-def _mean_of_draws(x, geometry):
+def _mean_of_draws(x, geometry, sum_of=lambda f, x, g: window_sum(f(x), g)):
     """The formula of `window_expectation` by sums of windows, with its derivative."""
-    weights, total, scale = _proportions(x, geometry)
+    wide = x.astype(accumulation_dtype(x.dtype))
+    weights, scale = _proportions(wide, geometry)
+    total = sum_of(weights, wide, geometry)
+    squares = sum_of(lambda x: weights(x) ** 2, wide, geometry)
     positive = total > 0
-    squares = window_sum(weights * weights, geometry)
     # The inner `where` keeps 0 / 0 out of the gradient.
     y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
     total = lax.stop_gradient(total)
     return jnp.where(jnp.isfinite(total), y, total).astype(x.dtype)
 
 
+def _sum_of(f, x, geometry):
+    """The sum of `f` of each window's elements, which is no array of its own."""
+
+    def add(parts):
+        return functools.reduce(lax.add, [f(part) for part in parts])
+
+    (chains, *groups) = sum_stages(geometry)
+    firsts = [(taps.combine(add, x, chain[0]), chain[1:]) for chain in chains]
+    x = functools.reduce(lax.add, [_read_all(y, rest) for y, rest in firsts])
+    for chains in groups:
+        x = functools.reduce(lax.add, [_read_all(x, chain) for chain in chains])
+    return x
+
+
 def _proportions(x, geometry):
-    """Weights in proportion to max(x, 0), their sums in each window, and the scale.
+    """Weights in proportion to max(x, 0), as a function of `x`, and a scale.
 
     A sum is finite exactly where all of its weights are: scaling rules out overflow.
     """
-    x = x.astype(accumulation_dtype(x.dtype))
-    activation = jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
-    scale = power_of_two_scale(activation, geometry.pooled, 2)
-    weights = activation / scale
-    return weights, window_sum(weights, geometry), scale
+
+    def activation(x):
+        return jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
+
+    scale = power_of_two_scale(activation(x), geometry.pooled, 2)
+    return lambda x: activation(x) / scale, scale
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
