@@ -29,7 +29,7 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import Spec, as_array, as_key, laid
+from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
 from jaxpool._core.engine import (
     MOST_COMPARED,
     MOST_MATCHED,
@@ -693,10 +693,12 @@ def _passing(
     As many are passed over as there are bounds, which ascend, at most that place; the
     bounds 1, 2, ... make it a rank, counted from 0.
     """
-    if geometry.taps > MOST_MATCHED and not large_and_whole(geometry):
-        sizes = tuple(a.window for a in geometry.axes)
-        rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
-        raise fail(caller, "window_shape", rule, sizes)
+    if geometry.taps > MOST_MATCHED:
+        if not large_and_whole(geometry):
+            sizes = tuple(a.window for a in geometry.axes)
+            rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
+            raise fail(caller, "window_shape", rule, sizes)
+        countable(caller, geometry.sizes)
     lay = few_regions if geometry.taps <= MOST_COMPARED else window_pad
     x, geometry, where = lay(x, geometry, where, identity(x.dtype, True))
     still, found = lax.stop_gradient(x), []
@@ -727,7 +729,7 @@ def _ranked(
 
     if geometry.taps <= MOST_COMPARED:
         return window_combine(pick, x, geometry, *place)
-    ordered = window_sort(x, geometry)[::-1]
+    ordered: Any = window_sort(x, geometry)[::-1]
     if isinstance(rank, int):
         return ordered[rank]
     bounds = _column(np.asarray(rank, place[0].dtype), x.ndim)

@@ -20,8 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_key, laid
-from jaxpool._core.engine import window_expectation, window_extremum, window_sample
+from jaxpool._core.arguments import as_key, countable, laid
+from jaxpool._core.engine import (
+    MOST_MATCHED,
+    window_expectation,
+    window_extremum,
+    window_sample,
+)
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
 from jaxpool._core.op import pool_op
@@ -71,7 +76,8 @@ def stochastic_pool(
       NaN or infinity gives NaN or infinity, without a gradient.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and without a key to draw with.
+      ValueError, TypeError: as in :func:`max_pool`, without a key to draw with, and
+        for draws from planes of 2**31 elements by windows of more than 254.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -88,6 +94,8 @@ def stochastic_pool(
     x = hide(x.astype(dtype), where)
     if deterministic:
         return window_expectation(x, geometry)
+    if geometry.taps > MOST_MATCHED:
+        countable(caller, geometry.sizes)
     return window_sample(x, geometry, as_key(caller, key))
 
 
