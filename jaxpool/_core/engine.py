@@ -618,9 +618,7 @@ def window_expectation(x: jax.Array, geometry: Geometry) -> jax.Array:
     Gradient: (2 a_i - y_o) / sum a for positive elements, none where y is 0, NaN or
     infinite.
     """
-    if _many_places(geometry):
-        return _expected(x, geometry)
-    return _mean_of_draws(x, geometry)
+    return _expected(x, geometry)
 
 
 def _many_places(geometry):
@@ -629,8 +627,14 @@ def _many_places(geometry):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-@functools.partial(jax.jit, static_argnums=1)
 def _expected(x, geometry):
+    if _many_places(geometry):
+        return _expected_in_loops(x, geometry)
+    return _mean_of_draws(x, geometry)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _expected_in_loops(x, geometry):
     if geometry.taps <= MOST_TAPS:
         return taps.combine(taps.expect, x, geometry)
     return _mean_of_draws(x, geometry, _sum_of)
@@ -638,8 +642,11 @@ def _expected(x, geometry):
 
 @_expected.defjvp
 def _expected_jvp(geometry, primals, tangents):
-    mean = functools.partial(_mean_of_draws, geometry=geometry)
-    return jax.jvp(mean, primals, tangents)
+    y = _expected(*primals, geometry)
+    # What is not finite is seen in `y`; in a derivative, times 0, it would be NaN.
+    mean = lambda x: _mean_of_draws(taps.finite_or_zero(x), geometry)  # noqa: E731
+    tangent = jax.jvp(mean, primals, tangents)[1]
+    return y, jnp.where(jnp.isfinite(y), tangent, 0)
 
 
 def _mean_of_draws(x, geometry, sum_of=lambda f, x, g: window_sum(f(x), g)):
