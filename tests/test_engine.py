@@ -642,10 +642,11 @@ class TestGradientNeverScatters:
             assert "gather" in found
             assert not found & {*SCATTERS, "reduce_window"}
 
-    def test_of_a_draw(self):
+    @pytest.mark.parametrize("window", [(2, 2), (5, 5)], ids=str)
+    def test_of_a_draw(self, window):
         def f(x, seed):
             key = jax.random.key(seed)
-            return jaxpool.stochastic_pool(x, (2, 2), (2, 2), key=key).sum()
+            return jaxpool.stochastic_pool(x, window, (2, 2), key=key).sum()
 
         x = jax.ShapeDtypeStruct((2, 8, 8, 4), "float32")
         seed = jax.ShapeDtypeStruct((), "int32")

@@ -101,6 +101,54 @@ class TestStochastic:
         taken = jaxpool.sum_pool(np.where(g == 1, x, 0), **TWO)
         np.testing.assert_array_equal(taken, f(x))
 
+    @pytest.mark.parametrize("window", [(3, 3), (5, 4), (6, 7)], ids=str)
+    def test_forms_agree_on_draws(self, window):
+        # Sums of small whole numbers are exact, so that both draw the same elements.
+        x = np.random.default_rng(0).integers(-2, 9, (2, 6, 7, 3)).astype(np.float32)
+        valid = "VALID" if window == (6, 7) else "SAME"
+        spec = dict(window_shape=window, padding=valid, key=jax.random.key(0))
+
+        def both(form):
+            with jaxpool.lowering(form):
+                f = lambda x: jaxpool.stochastic_pool(x, **spec)  # noqa: E731
+                y, pull = jax.vjp(f, x)
+                return y, pull(y + 1)[0]
+
+        y, g = both("auto")
+        for actual, expected in zip((y, g), both("reduce_window"), strict=True):
+            np.testing.assert_array_equal(actual, expected)
+        np.testing.assert_array_equal(g.sum(), np.where(y > 0, y + 1, 0).sum())
+        np.testing.assert_array_equal((g * x).sum(), (y * (y + 1)).sum())
+
+    @pytest.mark.parametrize("window", [(2, 2), (4, 4), (6, 6)], ids=str)
+    @pytest.mark.parametrize("exponent", [-120, 70, 124])
+    def test_sums_neither_overflow_nor_vanish(self, window, exponent):
+        x, key = np.abs(normals(2, 6, 6, 3)).clip(0.5, 8), jax.random.key(0)
+        far = np.ldexp(x, exponent)
+        for kwargs in ({"key": key}, {"deterministic": True}):
+            f = lambda x, k=kwargs: jaxpool.stochastic_pool(x, window, **k)  # noqa: E731
+            np.testing.assert_array_equal(np.ldexp(f(far), -exponent), f(x))
+
+    @pytest.mark.parametrize("window", [(2, 2), (4, 4)], ids=str)
+    def test_what_is_not_finite_reaches_its_windows_alone(self, window):
+        x = np.abs(normals(1, 6, 6, 1))
+        for bad in (np.nan, np.inf):
+            for kwargs in ({"key": jax.random.key(0)}, {"deterministic": True}):
+                f = lambda x, k=kwargs: jaxpool.stochastic_pool(x, window, **k)  # noqa: E731
+                y, pull = jax.vjp(f, jnp.asarray(x).at[0, 0, 0].set(bad))
+                g = pull(jnp.ones_like(y))[0]
+                np.testing.assert_array_equal(y[0, 0, 0], bad)
+                rest = f(x).ravel()[1:]
+                np.testing.assert_allclose(y.ravel()[1:], rest, rtol=1e-6)
+                assert g[0, 0, 0, 0] == 0
+                assert np.isfinite(g).all()
+
+    def test_refuses_planes_that_int32_cannot_count(self):
+        x = jax.ShapeDtypeStruct((2**16, 2**15, 1), np.float32)
+        f = lambda x: jaxpool.stochastic_pool(x, (20, 20), key=jax.random.key(0))  # noqa: E731
+        with pytest.raises(ValueError, match=r"fewer than 2\*\*31 elements in a plane"):
+            jax.eval_shape(f, x)
+
     def test_window_without_positive_elements(self):
         x = -np.abs(normals(1, 4, 4, 1))
         for kwargs in ({"key": jax.random.key(0)}, {"deterministic": True}):

@@ -7,7 +7,9 @@ how it is computed:
   window_choice    that, and where it stands, as a flat index into the pooled axes
   window_sum       the sum of each window
   window_fold      any monoid over each window
-  window_sample    an element drawn in proportion to its weight
+  window_combine   any formula of the elements of each window, in one loop
+  window_sample    an element drawn in proportion to its size, if positive
+  window_expectation the mean of that over all draws
   window_softmax   the mean of each window, weighted by the softmax of its logits
   window_soft      that, with logits in proportion to the elements themselves
   window_power_mean   a root of the mean of powers
@@ -39,7 +41,7 @@ from jaxpool._core import linear, taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
-from jaxpool._core.numerics import accumulation_dtype, hide
+from jaxpool._core.numerics import accumulation_dtype, hide, power_of_two_scale
 from jaxpool._core.stages import (
     MOST_TAPS,
     holds_nothing,
@@ -49,9 +51,14 @@ from jaxpool._core.stages import (
 )
 
 __all__ = [
+    "MOST_COMPARED",
     "MOST_MATCHED",
+    "few_regions",
     "identity",
+    "in_order",
     "window_choice",
+    "window_combine",
+    "window_expectation",
     "window_extremum",
     "window_fold",
     "window_logsumexp",
@@ -349,24 +356,15 @@ def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.A
     Gradient: :math:`w_{o i}` in x and :math:`w_{o i} (x_i - y_o)` in g, computed from
     x and g once more: nothing is kept for each element of each window.
     """
-    if _unrolled(geometry):
+    if gathers(geometry):
         return _weighted(x, logits, geometry)
-    if large_and_whole(geometry):
-        largest = _largest(logits, geometry)
-        share = jnp.exp(logits - largest)
-        terms = share * jnp.where(share > 0, x, 0)
-        total, weighted = (
-            jnp.sum(a, geometry.pooled, keepdims=True) for a in (share, terms)
-        )
-        mean = weighted / jnp.where(total > 0, total, 1)
-        return jnp.where(total < np.inf, mean, weighted)
     for a in reversed(geometry.axes):
         along, given = Geometry((a,)), logits
-        if _unrolled(along):
+        if gathers(along):
             x = _weighted(x, given, along)
         else:
             x = taps.softmax_mean(
-                *(_padded_taps(a, along, n) for a, n in ((x, 0), (given, -np.inf)))
+                _padded_taps(x, along, 0), _padded_taps(given, along, -np.inf)
             )
         logits = window_logsumexp(given, along)
     return x
@@ -374,7 +372,7 @@ def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.A
 
 def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
     """`window_softmax` with the logits beta x, where beta is the same for a window."""
-    if _unrolled(geometry):
+    if gathers(geometry):
         return _soft(x, beta, geometry)
     return window_softmax(x, beta * x, geometry)
 
@@ -387,16 +385,11 @@ def window_logsumexp(logits: jax.Array, geometry: Geometry) -> jax.Array:
     -inf where all logits are. Gradient: the softmax of the window's logits, computed
     from them once more.
     """
-    if _unrolled(geometry):
+    if gathers(geometry):
         return _log_total(logits, geometry)
-    if large_and_whole(geometry):
-        largest = _largest(logits, geometry)
-        total = jnp.sum(jnp.exp(logits - largest), geometry.pooled, keepdims=True)
-        some = total > 0
-        return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -np.inf)
     for a in reversed(geometry.axes):
         along = Geometry((a,))
-        if _unrolled(along):
+        if gathers(along):
             logits = _log_total(logits, along)
         else:
             logits = taps.log_of_sum(_padded_taps(logits, along, -np.inf))
@@ -411,7 +404,7 @@ def window_power_mean(
     .. math:: y_o = \Big(\frac{1}{n_o} \sum_{i \in W(o)} x_i^p\Big)^{1/p}
 
     `p` is an int, or an array of the rank of `x` that is the same for a window; `count`
-    is n, of the rank of `x`. The window has at most `MOST_TAPS` elements.
+    is n, of the rank of `x`. The window is one that `gathers`.
 
     Gradient: :math:`(x_i / y_o)^{p - 1} / n_o`, and that of the formula in p; 0 where x
     is 0.
@@ -422,15 +415,14 @@ def window_power_mean(
     return _power_mean(x, p, count, geometry)
 
 
-def _unrolled(geometry):
-    """Whether windows are few elements of known places, and derivatives gather."""
-    return geometry.taps <= MOST_TAPS and not geometry.symbolic
+def gathers(geometry: Geometry) -> bool:
+    """Whether windows are few elements of known places, or the whole extent.
 
-
-def _largest(logits, geometry):
-    """The largest of everything, to subtract, if it is finite."""
-    largest = jnp.max(lax.stop_gradient(logits), geometry.pooled, keepdims=True)
-    return jnp.where(jnp.isfinite(largest), largest, 0)
+    Weighted windows then have derivatives that gather, and `window_power_mean` exists.
+    """
+    if geometry.symbolic:
+        return geometry.whole
+    return large_and_whole(geometry) or geometry.taps <= MOST_TAPS
 
 
 def _padded_taps(x, geometry, value):
@@ -579,16 +571,21 @@ def window_sort(x: jax.Array, geometry: Geometry) -> Sequence[jax.Array] | jax.A
 @functools.partial(jax.jit, static_argnums=1)
 def _sorted(x, geometry):
     if geometry.taps <= MOST_COMPARED:
-        parts = window_taps(x, geometry)
-        for i, j in _comparators(len(parts)):
-            a, b = parts[i], parts[j]
-            parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
-        return parts
+        return in_order(window_taps(x, geometry))
     x = lax.expand_dims(x, [0])
     for a in geometry.axes:
         x = lax.concatenate([tap(x) for tap in _along(a)], 0)
     x = lax.sort(x, dimension=0)  # NaN comes last
     return jnp.where(x[-1:] != x[-1:], x[-1:], x)
+
+
+def in_order(parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays put in ascending order, element by element; NaN in one is NaN in all."""
+    parts = list(parts)
+    for i, j in _comparators(len(parts)):
+        a, b = parts[i], parts[j]
+        parts[i], parts[j] = lax.min(a, b), lax.max(a, b)
+    return parts
 
 
 def _comparators(count: int) -> Iterator[tuple[int, int]]:
@@ -633,30 +630,151 @@ def _match_code(x, y, where, geometry):
     return taps.apart(taps.choose(x, y, geometry, where))
 
 
-def window_sample(
-    x: jax.Array, weights: jax.Array, geometry: Geometry, key: jax.Array
+def window_combine(
+    formula: Callable[..., jax.Array], x: jax.Array, geometry: Geometry, *outputs: Any
 ) -> jax.Array:
-    """One element of each window, drawn with probability w_i / sum w.
+    """`formula` of the elements of each window, a list of arrays, and of `outputs`.
 
-    Weights must be finite and at least 0. One uniform number u is drawn for each
-    window; the element chosen is the one at which the running sum of weights, in
-    row-major order, passes u * sum(w). A window whose weights are all 0 gives 0.
-
-    Gradient: to the drawn element of `x`; what was drawn has none.
+    One loop over the output, whose shape `outputs` have; half precision is computed in
+    float32. Padding is no element: lists differ in length, and a window without
+    elements gives 0. More than a few elements want padding that is (see `few_regions`).
     """
-    weights = lax.stop_gradient(weights)
+    return taps.combine(formula, x, geometry, *outputs)
+
+
+def few_regions(
+    x: jax.Array, geometry: Geometry, where: jax.Array | None, value: ArrayLike
+) -> tuple[jax.Array, Geometry, jax.Array | None]:
+    """`window_pad` for windows of many elements, which padding leaves in many ways."""
+    if geometry.taps <= MOST_TAPS:
+        return hide(x, where, value), geometry, where
+    return window_pad(x, geometry, where, value)
+
+
+def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array:
+    """One element of each window, drawn with probability a_i / sum a, a = max(x, 0).
+
+    One uniform number u is drawn for each window; the element chosen is the one at
+    which the running sum of a, in row-major order, passes u * sum(a). A window without
+    positive elements gives 0, and one with NaN or infinity NaN or infinity.
+
+    Gradient: to the drawn element; what was drawn has none.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    uniform = jax.random.uniform(key, geometry.out_shape(x.shape), dtype)
+    if geometry.taps <= MOST_MATCHED and _many_places(geometry):
+        x, geometry, _ = few_regions(x, geometry, None, 0)
+        return _drawn(x, uniform, geometry)
+    # In an array of its own, as it is read once for each place of a window.
+    still = lax.stop_gradient(x).astype(dtype)
+    weights = _proportions(still, geometry)[0](still)
     total = window_sum(weights, geometry)
-    uniform = jax.random.uniform(key, total.shape, total.dtype)
-    if geometry.taps <= MOST_TAPS and chosen_form(geometry) == "stages":
-        code = _drawn(weights, total * uniform, geometry)
-        return linear.read(x, geometry, code)
+    finite = jnp.isfinite(total)
+    weights = taps.finite_or_zero(weights)
     index = _drawn_index(weights, total * uniform, geometry)
-    return take(x, index, geometry.pooled)
+    index = jnp.where(finite, index, -1)
+    if geometry.whole:
+        y = linear.read(x, geometry, index)
+    else:
+        y = take(x, index, geometry.pooled)
+    return jnp.where(finite, y, total.astype(y.dtype))
+
+
+def window_expectation(x: jax.Array, geometry: Geometry) -> jax.Array:
+    r"""The expectation of `window_sample`: y_o = sum a_i^2 / sum a_i.
+
+    Gradient: (2 a_i - y_o) / sum a for positive elements, none where y is 0, NaN or
+    infinite.
+    """
+    return _expected(x, geometry)
+
+
+def _many_places(geometry):
+    """Whether a formula of a window's elements is to be one loop over all windows."""
+    return chosen_form(geometry) == "stages" and not large_and_whole(geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _expected(x, geometry):
+    if _many_places(geometry):
+        return _expected_in_loops(x, geometry)
+    return _mean_of_draws(x, geometry)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _expected_in_loops(x, geometry):
+    if geometry.taps <= MOST_TAPS:
+        return taps.combine(taps.expect, x, geometry)
+    return _mean_of_draws(x, geometry, _sum_of)
+
+
+@_expected.defjvp
+def _expected_jvp(geometry, primals, tangents):
+    y = _expected(*primals, geometry)
+    # What is not finite is seen in `y`; in a derivative, times 0, it would be NaN.
+    mean = lambda x: _mean_of_draws(taps.finite_or_zero(x), geometry)  # noqa: E731
+    tangent = jax.jvp(mean, primals, tangents)[1]
+    return y, jnp.where(jnp.isfinite(y), tangent, 0)
+
+
+def _mean_of_draws(x, geometry, sum_of=lambda f, x, g: window_sum(f(x), g)):
+    """The formula of `window_expectation` by sums of windows, with its derivative."""
+    wide = x.astype(accumulation_dtype(x.dtype))
+    weights, scale = _proportions(wide, geometry)
+    total = sum_of(weights, wide, geometry)
+    squares = sum_of(lambda x: weights(x) ** 2, wide, geometry)
+    positive = total > 0
+    # The inner `where` keeps 0 / 0 out of the gradient.
+    y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
+    total = lax.stop_gradient(total)
+    return jnp.where(jnp.isfinite(total), y, total).astype(x.dtype)
+
+
+def _sum_of(f, x, geometry):
+    """The sum of `f` of each window's elements, which is no array of its own."""
+
+    def add(parts):
+        return functools.reduce(lax.add, [f(part) for part in parts])
+
+    (chains, *groups) = sum_stages(geometry)
+    firsts = [(taps.combine(add, x, chain[0]), chain[1:]) for chain in chains]
+    x = functools.reduce(lax.add, [_read_all(y, rest) for y, rest in firsts])
+    for chains in groups:
+        x = functools.reduce(lax.add, [_read_all(x, chain) for chain in chains])
+    return x
+
+
+def _proportions(x, geometry):
+    """Weights in proportion to max(x, 0), as a function of `x`, and a scale.
+
+    A sum is finite exactly where all of its weights are: scaling rules out overflow.
+    """
+
+    def activation(x):
+        return jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
+
+    scale = power_of_two_scale(activation(x), geometry.pooled, 2)
+    return lambda x: activation(x) / scale, scale
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(x, uniform, geometry):
+    return taps.combine(taps.draw, x, geometry, uniform)
+
+
+@_drawn.defjvp
+def _drawn_jvp(geometry, primals, tangents):
+    x, uniform = primals
+    y = lax.stop_gradient(_drawn(x, uniform, geometry))
+    code = _drawn_code(lax.stop_gradient(x), uniform, geometry)
+    value = lambda x: _chosen(x, y, (code,), geometry, "one stage")  # noqa: E731
+    return jax.jvp(value, (x,), tangents[:1])
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _drawn(weights, threshold, geometry):
-    return taps.apart(taps.draw(weights, threshold, geometry))
+def _drawn_code(x, uniform, geometry):
+    return taps.apart(taps.draw_code(x, uniform, geometry))
 
 
 @functools.partial(jax.jit, static_argnums=2)

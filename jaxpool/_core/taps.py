@@ -38,7 +38,10 @@ __all__ = [
     "NONE",
     "apart",
     "choose",
+    "combine",
     "draw",
+    "draw_code",
+    "expect",
     "flat_positions",
     "fold",
     "keeping_nan",
@@ -52,6 +55,9 @@ __all__ = [
     "softmax_mean",
     "weigh",
 ]
+
+Parts = Sequence[jax.Array]
+Fold = Callable[..., Any]
 
 NONE = np.uint8(255)
 _NO_TAP = np.uint8(254)  # what no code equals
@@ -121,23 +127,94 @@ def choose(
     return _put_together(stage, regions, region)
 
 
-def draw(weights: jax.Array, threshold: jax.Array, stage: Geometry) -> jax.Array:
-    """The code of the element at which the running sum of weights passes a threshold.
+def combine(
+    formula: Callable[..., jax.Array], x: jax.Array, stage: Geometry, *outputs: Any
+) -> jax.Array:
+    """`formula` of the elements of each window, a list of arrays, and of `outputs`.
 
-    In row-major order; elements of weight 0 are passed over.
+    Those have the output's shape. Half precision is computed in float32. A window
+    without elements gives 0.
     """
+    wide = accumulation_dtype(x.dtype)
 
     def region(runs):
-        limit = _outputs(threshold, stage, runs)
-        code, below = _filled(limit, NONE), limit * 0
-        for tap, part in _taps(weights, stage, runs):
-            # The last element that satisfies this is the one that passes the threshold,
-            # and there is one however the two sums round.
-            code = jnp.where((part > 0) & (below <= limit), np.uint8(tap), code)
-            below += part
-        return code
+        parts = [part.astype(wide) for _, part in _taps(x, stage, runs)]
+        if not parts:
+            return _filled(_inputs(x, stage, runs), 0)
+        others = [_outputs(y, stage, runs) for y in outputs]
+        return formula(parts, *others).astype(x.dtype)
 
     return _put_together(stage, regions, region)
+
+
+def expect(parts: list[jax.Array]) -> jax.Array:
+    """The expectation of `draw`."""
+    _, weights, scale, total = _proportions(parts)
+    squares = functools.reduce(lax.add, [w * w for w in weights])
+    y = squares / jnp.where(total > 0, total, 1) / scale
+    return jnp.where(jnp.isfinite(total), y, total)
+
+
+def draw(parts: list[jax.Array], uniform: jax.Array) -> jax.Array:
+    """The element where the running sum of positive ones passes uniform * sum.
+
+    In row-major order; 0 if none is positive. NaN or infinity gives NaN or infinity.
+    """
+    parts, weights, _, total = _proportions(parts)
+    y = parts[0]
+    for part, passed in zip(parts[1:], _passed(weights, total * uniform), strict=True):
+        y = jnp.where(passed, part, y)
+    return jnp.where(jnp.isfinite(total), y, total)
+
+
+def draw_code(x: jax.Array, uniform: jax.Array, stage: Geometry) -> jax.Array:
+    """The code of the element that `draw` gives, `NONE` if it is no element."""
+    wide = accumulation_dtype(x.dtype)
+
+    def region(runs):
+        u = _outputs(uniform, stage, runs)
+        slices = _taps(x, stage, runs)
+        if not slices:
+            return _filled(u, NONE)
+        parts = [part.astype(wide) for _, part in slices]
+        _, weights, _, total = _proportions(parts)
+        code = _filled(u, np.uint8(slices[0][0]))
+        chosen = _passed(weights, total * u)
+        for (tap, _), passed in zip(slices[1:], chosen, strict=True):
+            code = jnp.where(passed, np.uint8(tap), code)
+        return jnp.where((total > 0) & jnp.isfinite(total), code, NONE)
+
+    return _put_together(stage, regions, region)
+
+
+def _proportions(parts):
+    """The positive parts, and weights: a power of two, of each window, times them.
+
+    Neither the sum of weights, nor of their squares, nears overflow, or vanishes.
+    """
+    zero = np.zeros((), parts[0].dtype)
+    parts = [jnp.where(part <= zero, zero, part) for part in parts]  # keeps NaN
+    exponent = jnp.finfo(zero.dtype).maxexp
+    far = np.asarray(2.0 ** int(0.35 * exponent), zero.dtype)
+    back = np.asarray(2.0 ** int(0.7 * exponent), zero.dtype)
+    one = np.ones((), zero.dtype)
+    largest = functools.reduce(lax.max, parts)
+    scale = jnp.where(largest > far, 1 / back, one)
+    scale = jnp.where(largest < 1 / far, back, scale)
+    weights = [part * scale for part in parts]
+    return parts, weights, scale, functools.reduce(lax.add, weights)
+
+
+def _passed(weights, threshold):
+    """For each weight but the first: whether the sum of those before passes by it.
+
+    The last for which that holds is the one that is drawn, and there is one, however
+    the two sums round, unless the first is drawn, or no weight is positive.
+    """
+    below = weights[0]
+    for weight in weights[1:]:
+        yield (weight > 0) & (below <= threshold)
+        below = below + weight
 
 
 def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
@@ -210,55 +287,37 @@ def weigh(x: jax.Array, logits: jax.Array, stage: Geometry) -> jax.Array:
 
     .. math:: y_o = \\sum_k \\operatorname{softmax}_k(g_{o, k}) x_{o, k}
     """
-
-    def region(runs):
-        parts = [[part for _, part in _taps(a, stage, runs)] for a in (x, logits)]
-        if not parts[0]:
-            return _filled(_inputs(x, stage, runs), 0)
-        return softmax_mean(*parts)
-
-    return _put_together(stage, regions, region)
+    return _folded(softmax_mean, stage, (x, logits))
 
 
-def softmax_mean(
-    parts: Sequence[jax.Array],
-    logits: Sequence[jax.Array],
-    add: Callable[..., jax.Array] = lax.add,
-) -> jax.Array:
+def softmax_mean(parts: Parts, logits: Parts, fold: Fold = functools.reduce):
     """As `weigh`, for one array for each tap.
 
     What has no weight may be infinite or NaN, and an infinite logit decides.
     """
-    _, shares = shares_of(logits)
+    _, shares = _shares(logits, fold)
     terms = [e * jnp.where(e > 0, x, 0) for e, x in zip(shares, parts, strict=True)]
-    weighted, total = functools.reduce(add, terms), functools.reduce(add, shares)
+    weighted, total = fold(lax.add, terms), fold(lax.add, shares)
     mean = weighted / jnp.where(total > 0, total, 1)
     return jnp.where(total < np.inf, mean, weighted)
 
 
 def log_total(logits: jax.Array, stage: Geometry) -> jax.Array:
     """The logarithm of each window's sum of exponentials; -inf for no element."""
-
-    def region(runs):
-        parts = [part for _, part in _taps(logits, stage, runs)]
-        if not parts:
-            return _filled(_inputs(logits, stage, runs), -np.inf)
-        return log_of_sum(parts)
-
-    return _put_together(stage, regions, region)
+    return _folded(log_of_sum, stage, (logits,), nothing=-np.inf)
 
 
-def log_of_sum(logits: Sequence[jax.Array]) -> jax.Array:
+def log_of_sum(logits: Parts, fold: Fold = functools.reduce):
     """As `log_total`, for one array for each tap."""
-    largest, shares = shares_of(logits)
-    total = functools.reduce(lax.add, shares)
+    largest, shares = _shares(logits, fold)
+    total = fold(lax.add, shares)
     some = total > 0
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -np.inf)
 
 
-def shares_of(logits: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-    """The largest of several logits, if it is finite, and exponentials beside it."""
-    largest = lax.stop_gradient(functools.reduce(lax.max, logits))
+def _shares(logits, fold):
+    """The largest logit, if it is finite, and exponentials relative to it."""
+    largest = lax.stop_gradient(fold(lax.max, logits))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     return largest, [jnp.exp(part - largest) for part in logits]
 
@@ -268,18 +327,38 @@ def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.A
 
     .. math:: y_o = s_o \\Big(\\frac{1}{n_o} \\sum_k (x_{o, k} / s_o)^p\\Big)^{1/p}
 
-    with a power of two s near the largest element: no power overflows, and
-    dividing rounds nothing. An integer `p` is taken by multiplication.
+    with a power of two s near the largest element: no power overflows, and dividing
+    rounds nothing. An integer `p` is taken by multiplication.
     """
 
+    def formula(parts, count, fold):
+        scale, inverse = _binade(fold(lax.max, parts))
+        total = fold(lax.add, [power(part * inverse, p) for part in parts])
+        return scale * root(total / count, p)
+
+    return _folded(formula, stage, (x,), (count,))
+
+
+def _folded(formula, stage, arrays, outputs=(), nothing=0):
+    """`formula(*parts, *outputs, fold)`, with the elements of each window of `arrays`.
+
+    `fold` folds them with `lax.add` or `lax.max`. `outputs` have a value for each
+    window, or for all along an axis; a window without elements gives `nothing`.
+    """
+    if large_and_whole(stage):
+        over = {lax.add: jnp.sum, lax.max: jnp.max}
+
+        def fold(op, parts):
+            return over[op](parts[0], stage.pooled, keepdims=True)
+
+        return formula(*([x] for x in arrays), *outputs, fold)
+
     def region(runs):
-        parts = [part for _, part in _taps(x, stage, runs)]
-        if not parts:
-            return _filled(_inputs(x, stage, runs), 0)
-        scale, inverse = _binade(functools.reduce(lax.max, parts))
-        powers = [power(part * inverse, p) for part in parts]
-        total = functools.reduce(lax.add, powers)
-        return scale * root(total / _outputs_that_vary(count, stage, runs), p)
+        parts = [[part for _, part in _taps(x, stage, runs)] for x in arrays]
+        if not parts[0]:
+            return _filled(_inputs(arrays[0], stage, runs), nothing)
+        others = [_outputs_that_vary(y, stage, runs) for y in outputs]
+        return formula(*parts, *others, functools.reduce)
 
     return _put_together(stage, regions, region)
 
@@ -337,6 +416,10 @@ def read_weighted(
 
     where `affine` is a and c, or nothing: then the factor is 1.
     """
+    if large_and_whole(stage):
+        weight = _share(logits, log_total)
+        weight = weight * (affine[0] + affine[1]) if affine else weight
+        return jnp.sum(weight * x, stage.pooled, keepdims=True)
 
     def region(runs):
         total = _outputs(log_total, stage, runs)
@@ -365,6 +448,9 @@ def place_weighted(
 
     .. math:: x_i = \\sum_{o : i \\in W(o)} e^{g_i - l_o} (a_i + c_o) y_o
     """
+    if large_and_whole(stage):
+        weight = _share(logits, log_total)
+        return weight * (affine[0] + affine[1]) * y if affine else weight * y
 
     def region(runs):
         here = _input_run(logits, stage, runs)

@@ -25,7 +25,12 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, laid, whole
-from jaxpool._core.engine import window_extremum, window_power_mean, window_sum
+from jaxpool._core.engine import (
+    gathers,
+    window_extremum,
+    window_power_mean,
+    window_sum,
+)
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
@@ -37,7 +42,6 @@ from jaxpool._core.numerics import (
     safe_power,
 )
 from jaxpool._core.op import pool_op
-from jaxpool._core.stages import MOST_TAPS
 from jaxpool._core.window import Ints, Padding
 from jaxpool._ops.average import element_count
 
@@ -280,7 +284,7 @@ def _power_mean(
     )
     if not normalize:
         count = np.ones([1] * size.ndim, size.dtype)
-    if geometry.taps <= MOST_TAPS and not geometry.symbolic:
+    if gathers(geometry):
         return window_power_mean(size, order, count, geometry)
     order = jnp.asarray(order, size.dtype)
     scale = power_of_two_scale(size, geometry.pooled, order)

@@ -29,10 +29,14 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import Spec, as_array, as_key, laid
+from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
 from jaxpool._core.engine import (
+    MOST_COMPARED,
     MOST_MATCHED,
+    few_regions,
     identity,
+    in_order,
+    window_combine,
     window_match,
     window_pad,
     window_sort,
@@ -366,9 +370,7 @@ def rank_stochastic_pool(
     if deterministic:
         weights = _geometric(alpha, geometry.taps)
         return _weighted_sum(x, geometry, where, weights, True)
-    return _draw(
-        caller, x, geometry, where, 1 - alpha, as_key(caller, key), always=True
-    )
+    return _draw(caller, x, geometry, where, alpha, as_key(caller, key), always=True)
 
 
 @pool_op("rank", "window", takes_key=True, compare={"rate": 0.5})
@@ -433,11 +435,16 @@ def dropout_max_pool(
     if not 0 <= _as_number(caller, "rate", rate) < 1:
         raise fail(caller, "rate", "must be at least 0 and less than 1", rate)
     x = x.astype(mean_dtype(x.dtype))
-    x = jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max(x, 0), it keeps NaN
+
+    def positive(x):
+        return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max, it keeps NaN
+
     if deterministic:
         weights = _geometric(1 - rate, geometry.taps)
-        return _weighted_sum(x, geometry, where, weights, False)
-    return _draw(caller, x, geometry, where, rate, as_key(caller, key), always=False)
+        return _weighted_sum(positive(x), geometry, where, weights, False)
+    # Which keeps the order: one loop over the result, not over the input.
+    key = as_key(caller, key)
+    return positive(_draw(caller, x, geometry, where, 1 - rate, key, always=False))
 
 
 @pool_op("rank", "window", monotone=True)
@@ -499,7 +506,8 @@ def median_pool(
     wide = x.astype(accumulation_dtype(dtype))
     count = _count(x, geometry, where)
     ranks = [count // 2] if interpolation == "lower" else [count // 2, (count - 1) // 2]
-    middle = _elements(caller, wide, geometry, where, ranks)
+    bounds = range(1, geometry.taps)
+    middle = _passing(caller, wide, geometry, where, bounds, ranks)
     y = middle[0] if len(middle) == 1 else middle[0] / 2 + middle[1] / 2
     if where is not None:
         y = jnp.where(count > 0, y, jnp.zeros((), y.dtype))
@@ -672,35 +680,63 @@ def _stacked(x: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.expand_dims(x.reshape(geometry.taps, *x.shape[len(axes) :]), axes)
 
 
-def _elements(
+def _passing(
     caller: str,
     x: jax.Array,
     geometry: Geometry,
     where: jax.Array | None,
-    ranks: Sequence[Any],
+    bounds: Sequence[float],
+    places: Sequence[Any],
 ) -> list[jax.Array]:
-    """The element of each window that has the rank given for each, from 0."""
-    if geometry.taps > MOST_MATCHED and not large_and_whole(geometry):
-        sizes = tuple(a.window for a in geometry.axes)
-        rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
-        raise fail(caller, "window_shape", rule, sizes)
-    x, geometry, where = window_pad(x, geometry, where, identity(x.dtype, True))
-    ordered = window_sort(x, geometry)[::-1]
-    return [window_match(x, _ranked(ordered, r), geometry, where) for r in ranks]
+    """For each of `places`, the largest element of each window that is not passed over.
+
+    As many are passed over as there are bounds, which ascend, at most that place; the
+    bounds 1, 2, ... make it a rank, counted from 0.
+    """
+    if geometry.taps > MOST_MATCHED:
+        if not large_and_whole(geometry):
+            sizes = tuple(a.window for a in geometry.axes)
+            rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
+            raise fail(caller, "window_shape", rule, sizes)
+        countable(caller, geometry.sizes)
+    lay = few_regions if geometry.taps <= MOST_COMPARED else window_pad
+    x, geometry, where = lay(x, geometry, where, identity(x.dtype, True))
+    still, found = lax.stop_gradient(x), []
+    for place in places:
+        if isinstance(place, np.ndarray) and place.min() == place.max():
+            rank = int(np.searchsorted(bounds, place.min(), "right"))
+            y = _ranked(still, geometry, rank)
+        else:
+            y = _ranked(still, geometry, tuple(bounds), jnp.asarray(place))
+        found.append(window_match(x, y, geometry, where))
+    return found
 
 
-def _ranked(ordered: Any, rank: Any) -> jax.Array:
-    """The element of each window whose rank, counted from 0, is given for each."""
-    if isinstance(rank, np.ndarray) and rank.min() == rank.max() >= 0:
-        return ordered[int(rank.min())]
-    rank = jnp.maximum(jnp.asarray(rank, jnp.int32), 0)
-    y = ordered[0]
-    if isinstance(ordered, list):
-        for k, element in enumerate(ordered):
-            y = jnp.where(rank == k, element, y)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _ranked(
+    x: jax.Array, geometry: Geometry, rank: int | tuple[float, ...], *place: jax.Array
+) -> jax.Array:
+    """The element of each window of this rank, or by these bounds."""
+
+    def pick(parts, *place):
+        ordered = in_order(parts)[::-1]
+        if isinstance(rank, int):
+            return ordered[rank]
+        y = ordered[0]
+        for bound, element in zip(rank, ordered[1:], strict=False):
+            y = jnp.where(place[0] >= bound, element, y)
         return y
-    rank = jnp.where(y == y, rank, 0)[None]  # laid out on devices as the elements
-    return jnp.take_along_axis(ordered, rank, 0, mode="promise_in_bounds")[0]
+
+    if geometry.taps <= MOST_COMPARED:
+        return window_combine(pick, x, geometry, *place)
+    ordered: Any = window_sort(x, geometry)[::-1]
+    if isinstance(rank, int):
+        return ordered[rank]
+    bounds = _column(np.asarray(rank, place[0].dtype), x.ndim)
+    passed = jnp.sum(place[0][None] >= bounds, 0, dtype=np.int32)
+    # Laid out on devices as the elements.
+    passed = jnp.where(ordered[0] == ordered[0], passed, 0)[None]
+    return jnp.take_along_axis(ordered, passed, 0, mode="promise_in_bounds")[0]
 
 
 def _draw(
@@ -708,27 +744,28 @@ def _draw(
     x: jax.Array,
     geometry: Geometry,
     where: jax.Array | None,
-    rate: float,
+    alpha: float,
     key: jax.Array,
     *,
     always: bool,
 ) -> jax.Array:
-    """The largest element of each window after each is passed over with a probability.
+    """The largest element of each window that is taken, as each is by a chance alpha.
 
-    If all are, that is 0; or, `always`, it happens under the condition that they are
-    not. One number u for each window decides: the r largest are passed over where
-    u <= rate^r.
+    If none is, that is 0; or, `always`, it happens under the condition that one is. One
+    number u for each window decides: the r largest are passed over if none of them is
+    taken, where u >= 1 - (1 - alpha)^r.
     """
     dtype = mean_dtype(x.dtype)
-    x = x.astype(accumulation_dtype(dtype))
-    shape = geometry.out_shape(x.shape)
-    count = jnp.asarray(_count(x, geometry, where), x.dtype)
-    u = 1 - jax.random.uniform(key, shape, x.dtype)  # never 0
-    empty = rate**count
+    x, wide = x.astype(dtype), accumulation_dtype(dtype)
+    fall = math.log1p(-alpha) if alpha < 1 else -1e3
+    some = -np.expm1(np.arange(geometry.taps + 1) * fall)  # that one of r is taken
     if always:
-        u = empty + (1 - empty) * u
-    passed = jnp.floor(jnp.log(u) / (math.log(rate) if rate else -math.inf))
-    rank = jnp.clip(passed, 0, jnp.maximum(count - 1, 0)).astype(jnp.int32)
-    (y,) = _elements(caller, x, geometry, where, [rank])
-    nothing = count == 0 if always else u <= empty
-    return jnp.where(nothing, 0, y).astype(dtype)
+        some /= some[-1]  # however small alpha is
+    count = _count(x, geometry, where)
+    bounds, some = some[1:-1].tolist(), some.astype(wide)
+    some = some[count] if where is None else jnp.take(some, count, mode="clip")
+    u = jax.random.uniform(key, geometry.out_shape(x.shape), wide)
+    # It stays below `some`, rounded too: only elements are passed over.
+    u, nothing = (u * some, count == 0) if always else (u, u >= some)
+    (y,) = _passing(caller, x, geometry, where, bounds, [u])
+    return jnp.where(nothing, jnp.zeros((), dtype), y)

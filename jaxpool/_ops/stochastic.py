@@ -20,16 +20,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_key, laid
-from jaxpool._core.engine import window_extremum, window_sample, window_sum
-from jaxpool._core.geometry import Geometry, static_size
-from jaxpool._core.numerics import (
-    accumulation_dtype,
-    divide,
-    hide,
-    mean_dtype,
-    power_of_two_scale,
+from jaxpool._core.arguments import as_key, countable, laid
+from jaxpool._core.engine import (
+    MOST_MATCHED,
+    window_expectation,
+    window_extremum,
+    window_sample,
 )
+from jaxpool._core.geometry import Geometry, static_size
+from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, Window, as_int, as_ints, fail
 from jaxpool._ops.average import highest_and_mean, masked_mean
@@ -77,7 +76,8 @@ def stochastic_pool(
       NaN or infinity gives NaN or infinity, without a gradient.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and without a key to draw with.
+      ValueError, TypeError: as in :func:`max_pool`, without a key to draw with, and
+        for draws from planes of 2**31 elements by windows of more than 254.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -91,22 +91,12 @@ def stochastic_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
-    x = hide(x.astype(accumulation_dtype(dtype)), where)
-    activation = jnp.where(x <= 0, 0, x)  # unlike max(x, 0), it keeps NaN
-    # The sum of all is finite exactly where all are: scaling rules out overflow.
-    scale = power_of_two_scale(activation, geometry.pooled, 2)
-    weights = activation / scale
-    total = window_sum(weights, geometry)
+    x = hide(x.astype(dtype), where)
     if deterministic:
-        # The inner `where` keeps 0 / 0 out of the gradient.
-        positive = total > 0
-        squares = window_sum(weights * weights, geometry)
-        y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
-    else:
-        weights = jnp.where(jnp.isfinite(weights), weights, 0)
-        y = window_sample(x, weights, geometry, as_key(caller, key))
-    total = lax.stop_gradient(total)
-    return jnp.where(jnp.isfinite(total), y, total).astype(dtype)
+        return window_expectation(x, geometry)
+    if geometry.taps > MOST_MATCHED:
+        countable(caller, geometry.sizes)
+    return window_sample(x, geometry, as_key(caller, key))
 
 
 @pool_op("stochastic", "window", takes_key=True)
