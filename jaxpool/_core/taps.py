@@ -311,8 +311,8 @@ def log_of_sum(logits: Parts, fold: Fold = functools.reduce):
     """As `log_total`, for one array for each tap."""
     largest, shares = _shares(logits, fold)
     total = fold(lax.add, shares)
-    some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest, -np.inf)
+    none = total == 0
+    return jnp.where(none, -np.inf, jnp.log(jnp.where(none, 1, total)) + largest)
 
 
 def _shares(logits, fold):
@@ -327,14 +327,20 @@ def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.A
 
     .. math:: y_o = s_o \\Big(\\frac{1}{n_o} \\sum_k (x_{o, k} / s_o)^p\\Big)^{1/p}
 
-    with a power of two s near the largest element: no power overflows, and dividing
-    rounds nothing. An integer `p` is taken by multiplication.
+    with the largest element s, so that no power overflows; or, for a small int `p`,
+    which is taken by multiplication, a power of two near it, so that nothing rounds.
     """
 
     def formula(parts, count, fold):
-        scale, inverse = _binade(fold(lax.max, parts))
-        total = fold(lax.add, [power(part * inverse, p) for part in parts])
-        return scale * root(total / count, p)
+        largest = fold(lax.max, parts)
+        if isinstance(p, int):
+            scale, inverse = _binade(largest)
+            powers = [lax.integer_pow(part * inverse, p) for part in parts]
+        else:
+            usual = (largest >= np.finfo(x.dtype).tiny) & (largest < np.inf)
+            scale = jnp.where(usual, largest, 1)
+            powers = [jnp.exp(p * jnp.log(part / scale)) for part in parts]
+        return scale * _root(fold(lax.add, powers) / count, p)
 
     return _folded(formula, stage, (x,), (count,))
 
@@ -381,16 +387,11 @@ def _binade(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scale, inverse
 
 
-def power(x: jax.Array, p: Any) -> jax.Array:
-    """x**p for 0 <= x < 2."""
-    return lax.integer_pow(x, p) if isinstance(p, int) else jnp.exp(p * jnp.log(x))
-
-
-def root(x: jax.Array, p: Any) -> jax.Array:
+def _root(x, p):
     """x**(1 / p) for x >= 0 that is neither large nor, but for 0, small."""
     if isinstance(p, int) and p < 3:
         return lax.sqrt(x) if p == 2 else x
-    # XLA's own powers and roots are several times as slow.
+    # XLA's own roots are several times as slow, and it would keep the powers.
     return jnp.exp(jnp.log(x) * (1 / p))
 
 
@@ -457,8 +458,8 @@ def place_weighted(
         if not all(run.offsets for run in runs):
             return _filled(here, 0)
         blocked = _Blocked(here.shape, stage, runs)
-        here, terms = here.reshape(blocked.shape), []
-        inner = [_input_run(a, stage, runs).reshape(blocked.shape) for a in affine[:1]]
+        here, terms = blocked.split(here), []
+        inner = [blocked.split(_input_run(a, stage, runs)) for a in affine[:1]]
         for _, none, spread in blocked.windows():
             term = _share(here, spread(log_total)) * spread(y)
             for a, c in zip(inner, affine[1:], strict=True):
@@ -542,16 +543,21 @@ class _Blocked:
         self.shape, self.kept = [], []
         for d, size in enumerate(shape):
             self.kept.append(len(self.shape))
-            sizes = [size]
-            if d in self.spatial:
-                run = runs[self.spatial[d]]
-                if self._split(run):
-                    sizes = [run.end - run.begin, run.width]
-            self.shape += sizes
+            run = runs[self.spatial[d]] if d in self.spatial else None
+            two = run is not None and self._two(run)
+            self.shape += [run.end - run.begin, run.width] if two else [size]
 
     @staticmethod
-    def _split(run) -> bool:
+    def _two(run) -> bool:
         return run.end - run.begin > 1 and run.width > 1
+
+    def split(self, x):
+        """An array of the region's shape in this layout."""
+        for d, i in self.spatial.items():  # sharded arrays split one axis at a time
+            if self._two(self.runs[i]):
+                two, after = self.kept[d], x.shape[self.kept[d] + 1 :]
+                x = x.reshape(*self.shape[: two + 2], *after)
+        return x
 
     def windows(self):
         """For each window that the inputs may lie in: taps, which don't, and a reader.
@@ -565,7 +571,7 @@ class _Blocked:
             for d, i in self.spatial.items():
                 a, run = self.stage.axes[i], self.runs[i]
                 row = taps_at(a)[offsets[i]][: run.width]
-                within = self.kept[d] + self._split(run)
+                within = self.kept[d] + self._two(run)
                 row = row.reshape([-1 if e == within else 1 for e in range(ndim)])
                 tap, none = tap * a.window + row, none | (row < 0)
             yield tap, none, functools.partial(self._spread, offsets)

@@ -192,7 +192,8 @@ def exp_weighted_pool(
     given = over(caller, "logits", given, x, geometry.pooled)
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    shown = hide(given.astype(x.dtype), where, -jnp.inf)
+    shown = jnp.broadcast_to(given.astype(x.dtype), x.shape)
+    shown = hide(shown, where, -jnp.inf)
     # Infinities as the largest number: the difference of two is 0.
     shown = lax.min(shown, np.finfo(x.dtype).max)
     x = hide(x, shown > -jnp.inf)

@@ -266,10 +266,7 @@ def detail_preserving_pool(
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _preserve(x, where, power, base, geometry, symmetric, eps):
     x, geometry, where = window_pad(x, geometry, where, 0)
-    shown = None
-    if where is not None:
-        ones = jnp.broadcast_to(where, geometry.full(x.ndim, "size", 1))
-        shown = jnp.where(ones, jnp.ones((), x.dtype), 0)
+    shown = None if where is None else where.astype(x.dtype)
 
     @jax.checkpoint
     def weigh(x, shown):
