@@ -42,6 +42,7 @@ __all__ = [
     "draw",
     "draw_code",
     "expect",
+    "finite_or_zero",
     "flat_positions",
     "fold",
     "keeping_nan",
@@ -317,9 +318,13 @@ def log_of_sum(logits: Parts, fold: Fold = functools.reduce):
 
 def _shares(logits, fold):
     """The largest logit, if it is finite, and exponentials relative to it."""
-    largest = lax.stop_gradient(fold(lax.max, logits))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    largest = finite_or_zero(lax.stop_gradient(fold(lax.max, logits)))
     return largest, [jnp.exp(part - largest) for part in logits]
+
+
+def finite_or_zero(x: jax.Array) -> jax.Array:
+    """`x` where it is finite: inf - inf would be NaN."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.Array:
@@ -345,7 +350,7 @@ def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.A
     return _folded(formula, stage, (x,), (count,))
 
 
-def _folded(formula, stage, arrays, outputs=(), nothing=0):
+def _folded(formula, stage, arrays, outputs=(), nothing: float = 0):
     """`formula(*parts, *outputs, fold)`, with the elements of each window of `arrays`.
 
     `fold` folds them with `lax.add` or `lax.max`. `outputs` have a value for each
@@ -543,9 +548,10 @@ class _Blocked:
         self.shape, self.kept = [], []
         for d, size in enumerate(shape):
             self.kept.append(len(self.shape))
-            run = runs[self.spatial[d]] if d in self.spatial else None
-            two = run is not None and self._two(run)
-            self.shape += [run.end - run.begin, run.width] if two else [size]
+            sizes = [size]
+            for run in [runs[self.spatial[d]]] if d in self.spatial else []:
+                sizes = [run.end - run.begin, run.width] if self._two(run) else sizes
+            self.shape += sizes
 
     @staticmethod
     def _two(run) -> bool:

@@ -287,7 +287,7 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
 
         count = geometry.taps
         if shown is not None:
-            count = jnp.maximum(total([m * 0 + 1 for m in masks]), 1)
+            count = jnp.maximum(total([e * 0 + 1 for e in elements]), 1)
         mean = total(elements) / count
         away = [e - mean for e in elements]
         detail = [d * (d if symmetric else lax.max(d, d * 0)) + eps for d in away]
