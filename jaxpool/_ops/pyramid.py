@@ -11,8 +11,9 @@ References:
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -145,10 +146,10 @@ def sppf(
     x, geometry, _ = laid("sppf", x, None, spec, ordered=True)
     if any(a.window % 2 == 0 for a in geometry.axes):
         raise fail("sppf", "window_shape", "must be odd", window_shape)
-    stages = [x]
-    for _ in range(depth):
-        stages.append(window_extremum(stages[-1], geometry, True))
-    return jnp.concatenate(stages, channel_axis(x.ndim, geometry.pooled))
+    stages = itertools.accumulate(
+        range(depth), lambda x, _: window_extremum(x, geometry, True), initial=x
+    )
+    return _beside(stages, 1 + depth, channel_axis(x.ndim, geometry.pooled))
 
 
 @pool_op("pyramid", "other", linear=True, monotone=True)
@@ -189,14 +190,17 @@ def pyramid_pool(
              [1. , 2.3, 3.7, 5. ]], dtype=float32)
     """
     x = as_array("pyramid_pool", x)
-    dtype = mean_dtype(x.dtype)
-    parts, pooled = [x.astype(dtype)], ()
-    for geometry in _levels("pyramid_pool", x, bins, axis):
-        y, pooled = masked_mean(x, geometry, None, False), geometry.pooled
-        for a in geometry.axes:
-            y = _interpolate(y, a.axis, a.size)
-        parts.append(y.astype(dtype))
-    return jnp.concatenate(parts, channel_axis(x.ndim, pooled))
+    dtype, levels = mean_dtype(x.dtype), _levels("pyramid_pool", x, bins, axis)
+
+    def parts():
+        yield x.astype(dtype)
+        for geometry in levels:
+            y = masked_mean(x, geometry, None, False)
+            for a in geometry.axes:
+                y = _interpolate(y, a.axis, a.size)
+            yield y.astype(dtype)
+
+    return _beside(parts(), 1 + len(levels), channel_axis(x.ndim, levels[0].pooled))
 
 
 @pool_op("pyramid", "other", linear=True, monotone=True)
@@ -238,6 +242,23 @@ def strip_pool(
     means = [masked_mean(x, Geometry((a,)), where, False) for a in geometry.axes]
     y = jnp.broadcast_to(functools.reduce(jnp.add, means), x.shape)
     return y.astype(mean_dtype(x.dtype))
+
+
+def _beside(parts: Iterable[jax.Array], count: int, axis: int) -> jax.Array:
+    """As many arrays of one shape, side by side along an axis.
+
+    Each is written where it belongs as soon as it is made: what is concatenated has to
+    be there all at once.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    size = first.shape[axis]
+    pads = [(0, 0, 0)] * first.ndim
+    pads[axis] = (0, (count - 1) * size, 0)
+    y = lax.pad(first, np.zeros((), first.dtype), pads)
+    for k, part in enumerate(parts, 1):
+        y = lax.dynamic_update_slice_in_dim(y, part, k * size, axis)
+    return y
 
 
 def _levels(
