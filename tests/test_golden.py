@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import contract
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,7 +67,23 @@ def sequence(mode):
     return jaxpool.sequence_pool(x, lengths=np.int32(2), mode=mode)
 
 
+def halves(pool, x, **options):
+    return pool(x[..., None], (2, 2), (2, 2), **options)[..., 0]
+
+
+def soft_gradient():
+    last = lambda x: halves(jaxpool.soft_pool, x)[1, 1]  # noqa: E731
+    return jax.grad(last)(jnp.asarray(B))[2:, 2:].ravel()
+
+
 OTHERS = {
+    "stoch_eval_A": lambda: halves(jaxpool.stochastic_pool, A, deterministic=True),
+    "stoch_eval_relu_B": lambda: halves(jaxpool.stochastic_pool, B, deterministic=True),
+    **{
+        f"Lp_sum_p{p}_A": functools.partial(halves, jaxpool.lp_pool, A, p=float(p))
+        for p in (1, 2, 3)
+    },
+    "softpool_b1_B_grad_window(1,1)": soft_gradient,
     "blurpool_k3s2_zero_eye5(kornia doc)": lambda: blur(EYE, 3, "constant"),
     "blurpool_k3s2_reflect_eye5": lambda: blur(EYE, 3),
     "blurpool_k4s2_reflect_eye5": lambda: blur(EYE, 4),

@@ -197,7 +197,7 @@ def test_modules_learn_a_shape(name):
     given = {"window_shape": (3, 3), "strides": (2, 2), "padding": "SAME"}
     truth = np.random.default_rng(1).normal(size=(3, 3, 2)).astype(np.float32)
     module = getattr(jaxpool.nnx, name)(**given, element=np.zeros((3, 3, 2)))
-    wanted = module.op.fn(x, **given, element=truth)
+    wanted = module._op.fn(x, **given, element=truth)
 
     def loss(module):
         return jnp.mean((module(x) - wanted) ** 2)

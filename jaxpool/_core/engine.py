@@ -13,7 +13,7 @@ how it is computed:
   window_softmax   the mean of each window, weighted by the softmax of its logits
   window_soft      that, with logits in proportion to the elements themselves
   window_power_mean   a root of the mean of powers
-  window_logsumexp the logarithm of the sum of exponentials
+  window_lse       the logarithm of the mean of exponentials
   window_taps      all elements of each window, an array for each place in it
   window_sort      the same in ascending order
   window_match     the first element of each window that equals a given value
@@ -61,7 +61,7 @@ __all__ = [
     "window_expectation",
     "window_extremum",
     "window_fold",
-    "window_logsumexp",
+    "window_lse",
     "window_match",
     "window_pad",
     "window_power_mean",
@@ -366,7 +366,7 @@ def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.A
             x = taps.softmax_mean(
                 _padded_taps(x, along, 0), _padded_taps(given, along, -np.inf)
             )
-        logits = window_logsumexp(given, along)
+        logits = window_lse(given, jnp.ones([1] * x.ndim, x.dtype), 1, along)
     return x
 
 
@@ -377,23 +377,29 @@ def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
     return window_softmax(x, beta * x, geometry)
 
 
-def window_logsumexp(logits: jax.Array, geometry: Geometry) -> jax.Array:
-    r"""The logarithm of each window's sum of exponentials.
+def window_lse(x: jax.Array, r: jax.Array, count: Any, geometry: Geometry) -> jax.Array:
+    r"""The logarithm of each window's mean of exponentials.
 
-    .. math:: y_o = \log \sum_{i \in W(o)} e^{g_i}
+    .. math:: y_o = \frac{1}{r} \log \frac{1}{n_o} \sum_{i \in W(o)} e^{r x_i}
 
-    -inf where all logits are. Gradient: the softmax of the window's logits, computed
-    from them once more.
+    `r` is above 0, of the rank of `x`, and the same for a window; `count` is n, a
+    number or an array of that rank. -inf where all elements are.
+
+    Gradient: the softmax of r x over the window, and that of the formula in r; computed
+    from x once more.
     """
+    count = jnp.asarray(count, x.dtype)
+    count = count.reshape((1,) * (x.ndim - count.ndim) + count.shape)
     if gathers(geometry):
-        return _log_total(logits, geometry)
+        return _lse(x, r, count, geometry)
     for a in reversed(geometry.axes):
         along = Geometry((a,))
+        n = count if a is geometry.axes[0] else jnp.ones([1] * x.ndim, x.dtype)
         if gathers(along):
-            logits = _log_total(logits, along)
+            x = _lse(x, r, n, along)
         else:
-            logits = taps.log_of_sum(_padded_taps(logits, along, -np.inf))
-    return logits
+            x = taps.log_of_mean(_padded_taps(x, along, -np.inf), r, n)
+    return x
 
 
 def window_power_mean(
@@ -432,10 +438,25 @@ def _padded_taps(x, geometry, value):
 
 def _softmax_weights(logits, geometry):
     """What `linear.read_weighted` needs to know of a softmax."""
-    # Without the barrier XLA keeps the exponentials that value and logarithm share.
-    total = _log_total(lax.optimization_barrier(logits), geometry)
-    # Of an infinite one no finite logit has a share.
-    return logits, jnp.where(jnp.isfinite(total), total, np.finfo(total.dtype).max)
+    # Of what is infinite, no other logit has a share.
+    most = np.finfo(logits.dtype).max
+    largest = window_extremum(lax.stop_gradient(logits), geometry, True)
+    largest = lax.clamp(-most, largest, most)
+    return logits, largest, _excess(logits, largest, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
+def _excess(logits, largest, geometry):
+    # Without the barrier XLA keeps the exponentials that others compute as well.
+    return taps.excess(*lax.optimization_barrier((logits, largest)), geometry)
+
+
+@_excess.defjvp
+def _excess_jvp(geometry, primals, tangents):
+    logits, largest = primals
+    y = _excess(logits, largest, geometry)
+    return y, linear.read_weighted(tangents[0], geometry, logits, largest, y)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -478,17 +499,28 @@ def _soft_jvp(geometry, primals, tangents):
 _soft.defjvp(_soft_jvp, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-@functools.partial(jax.jit, static_argnums=1)
-def _log_total(logits, geometry):
-    return taps.log_total(logits, geometry)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=3)
+def _lse(x, r, count, geometry):
+    return taps.log_mean(x, r, count, geometry)
 
 
-@_log_total.defjvp
-def _log_total_jvp(geometry, primals, tangents):
-    (logits,), (tangent,) = primals, tangents
-    y, weights = _log_total(logits, geometry), _softmax_weights(logits, geometry)
-    return y, linear.read_weighted(tangent, geometry, *weights)
+def _lse_jvp(geometry, primals, tangents):
+    (x, r, count), (dx, dr, _) = primals, tangents
+    y, weights = _lse(x, r, count, geometry), _softmax_weights(r * x, geometry)
+    change = taps.finite_or_zero(y) * 0
+    if not isinstance(dx, SymbolicZero):
+        change += linear.read_weighted(dx, geometry, *weights)
+    if not isinstance(dr, SymbolicZero):
+        # The softmax's mean less y, by r; what is infinite adds nothing.
+        x, y_ = taps.finite_or_zero(x), taps.finite_or_zero(y)
+        ones = linear.read_weighted(x * 0 + 1, geometry, *weights)
+        mean = linear.read_weighted(x, geometry, *weights)
+        change += dr / r * (mean - y_ * ones)
+    return y, change
+
+
+_lse.defjvp(_lse_jvp, symbolic_zeros=True)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -524,7 +556,7 @@ def _power_mean_jvp(geometry, primals, tangents):
         # y / p * (sum of s log x - log y), with the shares s of x**p in their sum
         outer = _log(y, 0)
         total = p * outer + jnp.log(count)
-        weights = _log(x, -np.inf, p), jnp.broadcast_to(total, y.shape)
+        weights = _log(x, -np.inf, p), y * 0, jnp.broadcast_to(total, y.shape)
         mean = linear.read_weighted(_log(x, 0), geometry, *weights)
         change += dp * y / p * (mean - outer)
     return y, change
@@ -535,8 +567,9 @@ _power_mean.defjvp(_power_mean_jvp, symbolic_zeros=True)
 
 def _power_mean_change(x, dx, y, p, count, geometry):
     """The sum of (x / y)**(p - 1) / n times dx."""
+    # All of the weights' denominator has a derivative here: it is the second part.
     total = _log(y, 0, p - 1) + jnp.log(count)
-    weights = _log(x, -np.inf, p - 1), jnp.broadcast_to(total, y.shape)
+    weights = _log(x, -np.inf, p - 1), y * 0, jnp.broadcast_to(total, y.shape)
     return linear.read_weighted(dx, geometry, *weights)
 
 

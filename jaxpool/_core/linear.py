@@ -131,31 +131,33 @@ def _dot(*pairs):
 def _weighted_jvp(swapped):
     """The derivative of W x, or of its transpose, in all operands.
 
-    The weights are w = exp(g - l) (a + c), with g and a an element's, l and c a
+    The weights are w = exp(g - m - t) (a + c), with g and a an element's, m, t and c a
     window's, and a + c = 1 where they are not given. What is the operand's own (of
     x, an element's) goes inside, the others, constant in the sum, outside:
 
-      d(W x) = W (dx + x dg) - (W x) dl + E (x da) + (E x) dc,  E = exp(g - l)
+      d(W x) = W (dx + x dg) - (W x) dt + E (x da) + (E x) dc,  E = exp(g - m - t)
+
+    m has none: what t is, is relative to it.
     """
 
     def derivative(primals, tangents, bind):
-        x, g, l, *affine = primals  # noqa: E741
-        dx, dg, dl, *daffine = tangents
-        y = bind(x, g, l, *affine)
-        own, other = (dg, x), (dl, -y)
+        x, g, m, t, *affine = primals
+        dx, dg, _, dt, *daffine = tangents
+        y = bind(x, g, m, t, *affine)
+        own, other = (dg, x), (dt, -y)
         if swapped:
-            own, other = (dl, -x), (dg, y)
+            own, other = (dt, -x), (dg, y)
         parts = [_dot(other)]
         inner = _dot((dx, None), own)
         if inner is not None:
-            parts.append(bind(inner, g, l, *affine))
+            parts.append(bind(inner, g, m, t, *affine))
         if affine:
             own, other = daffine[::-1] if swapped else daffine
             inner = _dot((own, x))
             if inner is not None:
-                parts.append(bind(inner, g, l))
+                parts.append(bind(inner, g, m, t))
             if type(other) is not ad.Zero:
-                parts.append(other * bind(x, g, l))
+                parts.append(other * bind(x, g, m, t))
         parts = [part for part in parts if part is not None]
         return y, functools.reduce(jax.lax.add, parts)
 

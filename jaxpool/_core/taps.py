@@ -41,13 +41,14 @@ __all__ = [
     "combine",
     "draw",
     "draw_code",
+    "excess",
     "expect",
     "finite_or_zero",
     "flat_positions",
     "fold",
     "keeping_nan",
-    "log_of_sum",
-    "log_total",
+    "log_mean",
+    "log_of_mean",
     "place",
     "place_weighted",
     "power_mean",
@@ -303,17 +304,36 @@ def softmax_mean(parts: Parts, logits: Parts, fold: Fold = functools.reduce):
     return jnp.where(total < np.inf, mean, weighted)
 
 
-def log_total(logits: jax.Array, stage: Geometry) -> jax.Array:
-    """The logarithm of each window's sum of exponentials; -inf for no element."""
-    return _folded(log_of_sum, stage, (logits,), nothing=-np.inf)
+def log_mean(
+    x: jax.Array, r: jax.Array, count: jax.Array, stage: Geometry
+) -> jax.Array:
+    """The logarithm, by r, of each window's sum of exponentials by its count.
+
+    .. math:: y_o = m_o
+        + \\frac{1}{r} \\log \\frac{1}{n_o} \\sum_k e^{r (x_{o, k} - m_o)}
+
+    with the largest element m; -inf for no element. `r` is above 0.
+    """
+    return _folded(log_of_mean, stage, (x,), (r, count), nothing=-np.inf)
 
 
-def log_of_sum(logits: Parts, fold: Fold = functools.reduce):
-    """As `log_total`, for one array for each tap."""
-    largest, shares = _shares(logits, fold)
-    total = fold(lax.add, shares)
+def log_of_mean(parts: Parts, r: Any, count: Any, fold: Fold = functools.reduce):
+    """As `log_mean`, for one array for each tap."""
+    largest = finite_or_zero(lax.stop_gradient(fold(lax.max, parts)))
+    total = fold(lax.add, [jnp.exp(r * (part - largest)) for part in parts])
     none = total == 0
-    return jnp.where(none, -np.inf, jnp.log(jnp.where(none, 1, total)) + largest)
+    mean = jnp.where(none, 1, total) / count
+    return jnp.where(none, -np.inf, largest + jnp.log(mean) / r)
+
+
+def excess(logits: jax.Array, largest: jax.Array, stage: Geometry) -> jax.Array:
+    """How far the logarithm of the sum of exponentials is above the largest logit."""
+
+    def formula(parts, largest, fold):
+        total = fold(lax.add, [jnp.exp(part - largest) for part in parts])
+        return jnp.log(jnp.where((total > 0) & (total < np.inf), total, 1))
+
+    return _folded(formula, stage, (logits,), (largest,))
 
 
 def _shares(logits, fold):
@@ -413,24 +433,27 @@ def read_weighted(
     x: jax.Array,
     stage: Geometry,
     logits: jax.Array,
-    log_total: jax.Array,
+    largest: jax.Array,
+    excess: jax.Array,
     *affine: jax.Array,
 ) -> jax.Array:
     """The sum of each window, weighted by its softmax, and by an affine factor.
 
-    .. math:: y_o = \\sum_k e^{g_{o, k} - l_o} (a_{o, k} + c_o) x_{o, k}
+    .. math:: y_o = \\sum_k e^{g_{o, k} - m_o - t_o} (a_{o, k} + c_o) x_{o, k}
 
-    where `affine` is a and c, or nothing: then the factor is 1.
+    where m is the largest logit, and `excess` is t, what the logarithm of the sum has
+    more: apart they are exact where their sum is large. `affine` is a and c, or
+    nothing: then the factor is 1.
     """
     if large_and_whole(stage):
-        weight = _share(logits, log_total)
+        weight = _share(logits, largest, excess)
         weight = weight * (affine[0] + affine[1]) if affine else weight
         return jnp.sum(weight * x, stage.pooled, keepdims=True)
 
     def region(runs):
-        total = _outputs(log_total, stage, runs)
+        beside = [_outputs(y, stage, runs) for y in (largest, excess)]
         parts = [_taps(a, stage, runs) for a in (x, logits)]
-        weights = [_share(part, total) for _, part in parts[1]]
+        weights = [_share(part, *beside) for _, part in parts[1]]
         if affine:
             inner, outer = _taps(affine[0], stage, runs), affine[1]
             factors = [a + _outputs(outer, stage, runs) for _, a in inner]
@@ -447,15 +470,16 @@ def place_weighted(
     y: jax.Array,
     stage: Geometry,
     logits: jax.Array,
-    log_total: jax.Array,
+    largest: jax.Array,
+    excess: jax.Array,
     *affine: jax.Array,
 ) -> jax.Array:
     """The transpose of `read_weighted`, gathered as `place` is.
 
-    .. math:: x_i = \\sum_{o : i \\in W(o)} e^{g_i - l_o} (a_i + c_o) y_o
+    .. math:: x_i = \\sum_{o : i \\in W(o)} e^{g_i - m_o - t_o} (a_i + c_o) y_o
     """
     if large_and_whole(stage):
-        weight = _share(logits, log_total)
+        weight = _share(logits, largest, excess)
         return weight * (affine[0] + affine[1]) * y if affine else weight * y
 
     def region(runs):
@@ -466,7 +490,7 @@ def place_weighted(
         here, terms = blocked.split(here), []
         inner = [blocked.split(_input_run(a, stage, runs)) for a in affine[:1]]
         for _, none, spread in blocked.windows():
-            term = _share(here, spread(log_total)) * spread(y)
+            term = _share(here, spread(largest), spread(excess)) * spread(y)
             for a, c in zip(inner, affine[1:], strict=True):
                 term = term * (a + spread(c))
             terms.append(_where(~none, term))
@@ -475,8 +499,10 @@ def place_weighted(
     return _put_together(stage, blocks, region)
 
 
-def _share(logit, log_total):
-    return jnp.exp(logit - log_total)
+def _share(logit, largest, excess):
+    # An infinite one would be NaN where nothing comes back to it.
+    most = np.asarray(np.log(np.finfo(logit.dtype).max) - 1, logit.dtype)
+    return jnp.exp(lax.min(logit - largest - excess, most))
 
 
 def _input_run(x, stage, runs) -> jax.Array:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
-from jaxpool._core.engine import window_logsumexp, window_soft, window_softmax
+from jaxpool._core.engine import window_lse, window_soft, window_softmax
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
@@ -309,11 +309,9 @@ def _log_mean_exp(
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
     slope = at_least(_sharpness(caller, "r", r, x, geometry, positive=True), _LEAST_R)
-    logits = hide(slope * hide(x, where), where, -jnp.inf)
     count = element_count(x.dtype, x.ndim, geometry, where, False)
-    total = window_logsumexp(logits, geometry)
-    excess = jnp.log(jnp.maximum(jnp.asarray(count, x.dtype), 1))
-    return ((total - excess) / slope).astype(dtype)
+    count = jnp.maximum(jnp.asarray(count, x.dtype), 1)
+    return window_lse(hide(x, where, -jnp.inf), slope, count, geometry).astype(dtype)
 
 
 def _sharpness(
