@@ -554,9 +554,10 @@ def _power_mean_jvp(geometry, primals, tangents):
         change += _power_mean_change(x, dx, y, p, count, geometry)
     if not isinstance(dp, SymbolicZero):
         # y / p * (sum of s log x - log y), with the shares s of x**p in their sum
-        outer = _log(y, 0)
+        x, z = _beside_each_other(x, y, geometry)
+        outer = _log(z, 0)
         total = p * outer + jnp.log(count)
-        weights = _log(x, -np.inf, p), y * 0, jnp.broadcast_to(total, y.shape)
+        weights = _log(x, -np.inf, p), z * 0, jnp.broadcast_to(total, z.shape)
         mean = linear.read_weighted(_log(x, 0), geometry, *weights)
         change += dp * y / p * (mean - outer)
     return y, change
@@ -567,10 +568,18 @@ _power_mean.defjvp(_power_mean_jvp, symbolic_zeros=True)
 
 def _power_mean_change(x, dx, y, p, count, geometry):
     """The sum of (x / y)**(p - 1) / n times dx."""
+    x, y = _beside_each_other(x, y, geometry)
     # All of the weights' denominator has a derivative here: it is the second part.
     total = _log(y, 0, p - 1) + jnp.log(count)
     weights = _log(x, -np.inf, p - 1), y * 0, jnp.broadcast_to(total, y.shape)
     return linear.read_weighted(dx, geometry, *weights)
+
+
+def _beside_each_other(x, y, geometry):
+    """Both by one power of two for each plane, so that logarithms are small."""
+    largest = jnp.max(lax.stop_gradient(x), geometry.pooled, keepdims=True)
+    _, inverse = taps.binade(largest)
+    return x * inverse, y * inverse
 
 
 def _log(x, otherwise, factor=1):

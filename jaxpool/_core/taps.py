@@ -37,6 +37,7 @@ from jaxpool._core.stages import (
 __all__ = [
     "NONE",
     "apart",
+    "binade",
     "choose",
     "combine",
     "draw",
@@ -359,7 +360,7 @@ def power_mean(x: jax.Array, p: Any, count: jax.Array, stage: Geometry) -> jax.A
     def formula(parts, count, fold):
         largest = fold(lax.max, parts)
         if isinstance(p, int):
-            scale, inverse = _binade(largest)
+            scale, inverse = binade(largest)
             powers = [lax.integer_pow(part * inverse, p) for part in parts]
         else:
             usual = (largest >= np.finfo(x.dtype).tiny) & (largest < np.inf)
@@ -394,7 +395,7 @@ def _folded(formula, stage, arrays, outputs=(), nothing: float = 0):
     return _put_together(stage, regions, region)
 
 
-def _binade(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def binade(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A power of two near x >= 0, and its inverse; both 1 where x is no number.
 
     In whole numbers: XLA would keep the quotient that division makes in an array.
