@@ -300,18 +300,40 @@ def attend(
     eps: float = 0.0,
     angles: np.ndarray | None = None,
 ) -> jax.Array:
-    """Projects q `[..., Q, E]`, k and v `[..., L, C]`; attends: `[..., Q, D]`."""
+    """Projects q `[..., Q, E]`, k and v `[..., L, C]`; attends: `[..., Q, D]`.
+
+    Few queries take the projections of tokens upon them, which are linear: (q W_Q)
+    (k W_K)^T = (q W_Q W_K^T) k^T, where a bias of the keys changes all scores alike,
+    and as the weights of values sum to 1, it is their mean that is projected.
+    """
 
     def heads(x, name):
-        x = affine(x, w, name)
         x = x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
         return layer_norm(x, w, f"{name}_norm", eps)
 
-    q, k, v = heads(q, "q"), heads(k, "k"), heads(v, "v")
+    q = heads(affine(q, w, "q"), "q")
+    normed = {"k_norm_scale", "v_norm_scale"} & set(w)
+    few = q.shape[-3] * num_heads <= q.shape[-2] * q.shape[-1]
+    visible = None if where is None else where[..., None, None, :]
+    q = q * q.shape[-1] ** -0.5
+    if few and not normed and angles is None:
+        k_kernel, v_kernel = (
+            w.get(f"{name}_kernel", jnp.eye(x.shape[-1], dtype=x.dtype))
+            for name, x in (("k", k), ("v", v))
+        )
+        k_kernel, v_kernel = (
+            a.reshape(a.shape[0], num_heads, -1) for a in (k_kernel, v_kernel)
+        )
+        rows = jnp.einsum("...qhd,chd->...hqc", q, k_kernel)
+        scores = jnp.einsum("...hqc,...kc->...hqk", rows, k)
+        seen = jnp.einsum("...hqk,...kc->...hqc", softmax(scores, visible), v)
+        y = jnp.einsum("...hqc,chd->...qhd", seen, v_kernel)
+        y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+        return y + like(w["v_bias"], y) if "v_bias" in w else y
+    k, v = heads(affine(k, w, "k"), "k"), heads(affine(v, w, "v"), "v")
     if angles is not None:
         q, k = turn(q, angles), turn(k, angles)
-    scores = jnp.einsum("...qhd,...khd->...hqk", q * q.shape[-1] ** -0.5, k)
-    visible = None if where is None else where[..., None, None, :]
+    scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
     y = jnp.einsum("...hqk,...khd->...qhd", softmax(scores, visible), v)
     return y.reshape(*y.shape[:-2], v.shape[-2] * v.shape[-1])
 
