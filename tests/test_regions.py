@@ -94,7 +94,9 @@ def test_roi_pool_rounds_halves_away_from_0():
     assert jaxpool.roi_pool(x, np.array([[-0.5, 0, -0.5, 0]]), 1).item() == 0  # empty
 
 
-@pytest.mark.parametrize("name", ["roi_align", "ps_roi_align"])
+@pytest.mark.parametrize(
+    "name", ["roi_align", pytest.param("ps_roi_align", marks=pytest.mark.full)]
+)
 def test_gradient_to_boxes(name, x64):
     x = jnp.asarray(image(channels=2), jnp.float64)
     boxes = jnp.asarray(BOXES[:4])
