@@ -82,6 +82,9 @@ def test_no_key_is_used_twice(case):
             jax.jit(lambda x, key: f(x, key) + f(x, key))(x, jax.random.key(0))
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="what XLA plans; older ones plan worse"
+)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize(
