@@ -449,7 +449,8 @@ def _softmax_weights(logits, geometry):
 @functools.partial(jax.jit, static_argnums=2)
 def _excess(logits, largest, geometry):
     # Without the barrier XLA keeps the exponentials that others compute as well.
-    return taps.excess(*lax.optimization_barrier((logits, largest)), geometry)
+    logits, largest = lax.optimization_barrier((logits, largest))
+    return taps.excess(logits, largest, geometry)
 
 
 @_excess.defjvp
