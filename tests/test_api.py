@@ -23,9 +23,11 @@ LAYERS = [
     ["_core/numerics", "_core/stages"],
     ["_core/lowering"],
     ["_core/taps"],
-    ["_core/linear", "_core/indices"],
+    ["_core/places", "_core/indices"],
+    ["_core/linear"],
     ["_core/engine", "_core/arguments", "_core/weights"],
-    ["_core/attention", "_core/regions"],
+    ["_core/weighted", "_core/order", "_core/attention", "_core/regions"],
+    ["_core/draws"],
     ["_ops/average", "_ops/extremum"],  # which other families build on
     ["_ops/"],
     ["_ops"],

@@ -19,7 +19,7 @@ import pytest
 from programs import equations
 
 import jaxpool
-from jaxpool._core import linear, taps
+from jaxpool._core import linear, places, taps
 from jaxpool._core.geometry import Axis, Bins, Geometry, adaptive_axis
 from jaxpool._core.stages import (
     MOST_TAPS,
@@ -332,7 +332,7 @@ def codes(rng, stage, lead):
 # Compiled as one program: operation by operation they take several times as long.
 FORMULAS = {
     "read": jax.jit(taps.read, static_argnums=1),
-    "place": jax.jit(taps.place, static_argnums=1),
+    "place": jax.jit(places.place, static_argnums=1),
 }
 PRIMITIVES = {"read": linear.read, "place": linear.place}
 

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 import jaxpool
 import jaxpool.linen
 import jaxpool.nnx
-from jaxpool._core.engine import MOST_COMPARED, _comparators
+from jaxpool._core.order import MOST_COMPARED, _comparators
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxpool._core import taps
+from jaxpool._core import places, taps
 from jaxpool._core.geometry import Geometry
 
 __all__ = ["place", "place_weighted", "read", "read_weighted"]
@@ -32,7 +32,7 @@ def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Ar
 
 
 def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
-    """`taps.place`, linear in `y` with the transpose `read`."""
+    """`places.place`, linear in `y` with the transpose `read`."""
     return _place_p.bind(y, *_given(code), stage=stage)
 
 
@@ -42,7 +42,7 @@ def read_weighted(x: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Arr
 
 
 def place_weighted(y: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
-    """`taps.place_weighted`, linear in `y` with the transpose `read_weighted`."""
+    """`places.place_weighted`, linear in `y` with the transpose `read_weighted`."""
     return _place_weighted_p.bind(y, *weights, stage=stage)
 
 
@@ -165,7 +165,7 @@ def _weighted_jvp(swapped):
 
 
 _read_p = _primitive("pool_read", taps.read, _out_shape)
-_place_p = _primitive("pool_place", taps.place, _in_shape)
+_place_p = _primitive("pool_place", places.place, _in_shape)
 ad.primitive_transposes[_read_p] = _transpose_with(_place_p)
 ad.primitive_transposes[_place_p] = _transpose_with(_read_p)
 
@@ -173,7 +173,7 @@ _read_weighted_p = _primitive(
     "pool_read_weighted", taps.read_weighted, _out_shape, _weighted_jvp(False)
 )
 _place_weighted_p = _primitive(
-    "pool_place_weighted", taps.place_weighted, _in_shape, _weighted_jvp(True)
+    "pool_place_weighted", places.place_weighted, _in_shape, _weighted_jvp(True)
 )
 ad.primitive_transposes[_read_weighted_p] = _transpose_with(_place_weighted_p)
 ad.primitive_transposes[_place_weighted_p] = _transpose_with(_read_weighted_p)

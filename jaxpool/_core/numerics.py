@@ -13,8 +13,10 @@ __all__ = [
     "accumulation_dtype",
     "at_least",
     "divide",
+    "finite_or_zero",
     "hide",
     "mean_dtype",
+    "power_of_two_near",
     "power_of_two_scale",
     "safe_power",
     "sum_dtype",
@@ -67,6 +69,11 @@ def at_least(x: jax.Array, bound: float) -> jax.Array:
     return jnp.where(x < bound, bound + (x - lax.stop_gradient(x)), x)
 
 
+def finite_or_zero(x: jax.Array) -> jax.Array:
+    """`x` where it is finite: inf - inf would be NaN."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def hide(
     x: jax.Array, where: jax.Array | None, value: ArrayLike | None = None
 ) -> jax.Array:
@@ -78,6 +85,24 @@ def hide(
     if where is None:
         return x
     return jnp.where(where, x, jnp.zeros((), x.dtype) if value is None else value)
+
+
+def power_of_two_near(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A power of two near x >= 0, and its inverse; both 1 where x is no number.
+
+    In whole numbers: XLA would keep the quotient that division makes in an array.
+    """
+    info = jnp.finfo(x.dtype)
+    integer = np.dtype(f"int{info.bits}")
+    place = np.asarray(1 << info.nmant, integer)
+    one = np.asarray(1 - info.minexp, integer)  # the exponent that stands for 0
+    exponent = lax.bitcast_convert_type(x, integer) >> np.asarray(info.nmant, integer)
+    number = exponent <= 2 * one
+    exponent = lax.clamp(one // one, exponent, 2 * one - 1)
+    exponent = jnp.where(number, exponent, one)
+    numbers = [e * place for e in (exponent, 2 * one - exponent)]
+    scale, inverse = (lax.bitcast_convert_type(n, x.dtype) for n in numbers)
+    return scale, inverse
 
 
 def power_of_two_scale(

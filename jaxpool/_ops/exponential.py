@@ -22,10 +22,10 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
-from jaxpool._core.engine import window_lse, window_soft, window_softmax
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.weighted import window_lse, window_soft, window_softmax
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import element_count
 

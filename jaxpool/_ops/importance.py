@@ -22,10 +22,11 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, as_parameter, laid
-from jaxpool._core.engine import window_pad, window_softmax, window_taps
+from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.weighted import window_softmax
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import masked_mean
 

@@ -20,7 +20,6 @@ from jax.typing import ArrayLike
 from jaxpool._core import linear, taps
 from jaxpool._core.arguments import as_array, laid
 from jaxpool._core.engine import (
-    MOST_MATCHED,
     identity,
     window_extremum,
     window_pad,
@@ -29,6 +28,7 @@ from jaxpool._core.engine import (
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.stages import large_and_whole
 from jaxpool._core.window import Ints, Padding, Window, fail
 

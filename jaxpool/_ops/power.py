@@ -25,12 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_parameter, laid, whole
-from jaxpool._core.engine import (
-    gathers,
-    window_extremum,
-    window_power_mean,
-    window_sum,
-)
+from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
@@ -42,6 +37,7 @@ from jaxpool._core.numerics import (
     safe_power,
 )
 from jaxpool._core.op import pool_op
+from jaxpool._core.weighted import gathers, window_power_mean
 from jaxpool._core.window import Ints, Padding
 from jaxpool._ops.average import element_count
 
@@ -278,12 +274,10 @@ def _power_mean(
 
     What the mask hides is 0.
     """
-    count = element_count(size.dtype, size.ndim, geometry, where, False)
-    count = (
-        np.maximum(count, 1) if isinstance(count, np.ndarray) else jnp.maximum(count, 1)
-    )
-    if not normalize:
-        count = np.ones([1] * size.ndim, size.dtype)
+    count = np.ones([1] * size.ndim)
+    if normalize:
+        count = element_count(size.dtype, size.ndim, geometry, where, False)
+    count = jnp.maximum(jnp.asarray(count, size.dtype), 1)
     if gathers(geometry):
         return window_power_mean(size, order, count, geometry)
     order = jnp.asarray(order, size.dtype)
@@ -294,13 +288,8 @@ def _power_mean(
 
 def _order(value: ArrayLike, order: jax.Array) -> Any:
     """The order as an int, if that is what was given."""
-    if (
-        isinstance(value, int | float)
-        and value == int(value)
-        and value <= _MOST_FACTORS
-    ):
-        return int(value)
-    return order
+    known = isinstance(value, int | float) and value <= _MOST_FACTORS
+    return int(value) if known and value == int(value) else order
 
 
 def _magnitude(x: jax.Array) -> jax.Array:

@@ -16,7 +16,6 @@ References:
   Supervised Learning of Deep ConvNets, 2017 (means of the k largest and smallest).
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -30,21 +29,18 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
-from jaxpool._core.engine import (
-    MOST_COMPARED,
-    MOST_MATCHED,
-    few_regions,
-    identity,
-    in_order,
-    window_combine,
-    window_match,
-    window_pad,
-    window_sort,
-    window_taps,
-)
+from jaxpool._core.engine import few_regions, identity, window_pad
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.order import (
+    MOST_COMPARED,
+    MOST_MATCHED,
+    MOST_RANKED,
+    window_descending,
+    window_match,
+    window_ranked,
+)
 from jaxpool._core.stages import large_and_whole
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import element_count
@@ -58,10 +54,6 @@ __all__ = [
     "rank_weighted_pool",
     "topk_avg_pool",
 ]
-
-# Up to this many elements of a window are ranked, for derivatives, by comparing each
-# with each; the number of elements to the square is what the program grows with.
-MOST_RANKED = 16
 
 
 @pool_op("rank", "window", compare={"weights": (0.4, 0.3, 0.2, 0.1)})
@@ -569,7 +561,7 @@ def _weighted_sum(
     def weigh(x, weights):
         lowest = identity(wide, True)
         x, inside, _ = window_pad(x.astype(wide), geometry, where, lowest)
-        ordered = _existing(_descending(x, inside)[: len(weights)], count)
+        ordered = _existing(window_descending(x, inside)[: len(weights)], count)
         if not isinstance(ordered, list):
             return _total(_column(weights, x.ndim) * ordered)
         return _total([w * e for w, e in zip(weights, ordered, strict=True)])
@@ -606,139 +598,6 @@ def _existing(values: Any, count: Any) -> Any:
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _descending(x: jax.Array, geometry: Geometry) -> Any:
-    """The elements of each window, which holds no padding, from large to small.
-
-    If one is NaN, all are. Derivatives follow the elements; of equal ones the first in
-    row-major order comes first.
-    """
-    return window_sort(x, geometry)[::-1]
-
-
-@_descending.defjvp
-def _descending_jvp(geometry, primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    y = _descending(x, geometry)
-    x = lax.stop_gradient(x)
-    if geometry.taps <= MOST_RANKED:
-        ranks = _ranks(x, geometry)
-        # Apart, so that the transpose computes each tap's gradient once, not again for
-        # each element that it might belong to.
-        parts = _apart(window_taps(tangent, geometry))
-        pairs = list(zip(ranks, parts, strict=True))
-        moved = [
-            sum(jnp.where(rank == np.uint8(r), part, 0) for rank, part in pairs)
-            for r in range(len(pairs))
-        ]
-        return y, moved
-    x = _stacked(x, geometry)
-    place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    place = jnp.where(x == x, place, place)  # laid out on devices as the elements
-    order = lax.sort((-x, place), dimension=0, num_keys=1)[1]
-    moved = jnp.take_along_axis(
-        _stacked(tangent, geometry), order, 0, mode="promise_in_bounds"
-    )
-    return y, list(moved) if isinstance(y, list) else moved
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _ranks(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
-    """The rank of each tap, uint8, from 0: how many elements come before it."""
-
-    def before(j, k):
-        a, b = parts[j], parts[k]
-        return (a >= b if j < k else a > b).astype(x.dtype)
-
-    (x,) = _apart([x])  # padded once
-    parts = window_taps(x, geometry)
-    taps = range(len(parts))
-    none = (parts[0] < parts[0]).astype(x.dtype)  # 0, laid out on devices as the taps
-    counts = [sum((before(j, k) for j in taps if j != k), none) for k in taps]
-    return _apart([count.astype(np.uint8) for count in counts])
-
-
-def _apart(arrays: list[jax.Array]) -> list[jax.Array]:
-    """As `apart`, of several arrays behind one condition, which compile faster."""
-
-    def behind_condition(arrays):
-        always = lax.rng_uniform(np.float32(0), np.float32(1), ()) < 2
-        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-        return lax.cond(always, lambda arrays: arrays, zeros, arrays)
-
-    return lax.platform_dependent(
-        arrays, cpu=behind_condition, default=lax.optimization_barrier
-    )
-
-
-def _stacked(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """The elements of each window, one after the other along a new first axis."""
-    if not geometry.whole:
-        return jnp.stack(window_taps(x, geometry))
-    axes = geometry.pooled
-    x = jnp.moveaxis(x, axes, range(len(axes)))
-    return jnp.expand_dims(x.reshape(geometry.taps, *x.shape[len(axes) :]), axes)
-
-
-def _passing(
-    caller: str,
-    x: jax.Array,
-    geometry: Geometry,
-    where: jax.Array | None,
-    bounds: Sequence[float],
-    places: Sequence[Any],
-) -> list[jax.Array]:
-    """For each of `places`, the largest element of each window that is not passed over.
-
-    As many are passed over as there are bounds, which ascend, at most that place; the
-    bounds 1, 2, ... make it a rank, counted from 0.
-    """
-    if geometry.taps > MOST_MATCHED:
-        if not large_and_whole(geometry):
-            sizes = tuple(a.window for a in geometry.axes)
-            rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
-            raise fail(caller, "window_shape", rule, sizes)
-        countable(caller, geometry.sizes)
-    lay = few_regions if geometry.taps <= MOST_COMPARED else window_pad
-    x, geometry, where = lay(x, geometry, where, identity(x.dtype, True))
-    still, found = lax.stop_gradient(x), []
-    for place in places:
-        if isinstance(place, np.ndarray) and place.min() == place.max():
-            rank = int(np.searchsorted(bounds, place.min(), "right"))
-            y = _ranked(still, geometry, rank)
-        else:
-            y = _ranked(still, geometry, tuple(bounds), jnp.asarray(place))
-        found.append(window_match(x, y, geometry, where))
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _ranked(
-    x: jax.Array, geometry: Geometry, rank: int | tuple[float, ...], *place: jax.Array
-) -> jax.Array:
-    """The element of each window of this rank, or by these bounds."""
-
-    def pick(parts, *place):
-        ordered = in_order(parts)[::-1]
-        if isinstance(rank, int):
-            return ordered[rank]
-        y = ordered[0]
-        for bound, element in zip(rank, ordered[1:], strict=False):
-            y = jnp.where(place[0] >= bound, element, y)
-        return y
-
-    if geometry.taps <= MOST_COMPARED:
-        return window_combine(pick, x, geometry, *place)
-    ordered: Any = window_sort(x, geometry)[::-1]
-    if isinstance(rank, int):
-        return ordered[rank]
-    bounds = _column(np.asarray(rank, place[0].dtype), x.ndim)
-    passed = jnp.sum(place[0][None] >= bounds, 0, dtype=np.int32)
-    # Laid out on devices as the elements.
-    passed = jnp.where(ordered[0] == ordered[0], passed, 0)[None]
-    return jnp.take_along_axis(ordered, passed, 0, mode="promise_in_bounds")[0]
-
-
 def _draw(
     caller: str,
     x: jax.Array,
@@ -769,3 +628,35 @@ def _draw(
     u, nothing = (u * some, count == 0) if always else (u, u >= some)
     (y,) = _passing(caller, x, geometry, where, bounds, [u])
     return jnp.where(nothing, jnp.zeros((), dtype), y)
+
+
+def _passing(
+    caller: str,
+    x: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None,
+    bounds: Sequence[float],
+    places: Sequence[Any],
+) -> list[jax.Array]:
+    """For each of `places`, the largest element of each window that is not passed over.
+
+    As many are passed over as there are bounds, which ascend, at most that place; the
+    bounds 1, 2, ... make it a rank, counted from 0.
+    """
+    if geometry.taps > MOST_MATCHED:
+        if not large_and_whole(geometry):
+            sizes = tuple(a.window for a in geometry.axes)
+            rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
+            raise fail(caller, "window_shape", rule, sizes)
+        countable(caller, geometry.sizes)
+    lay = few_regions if geometry.taps <= MOST_COMPARED else window_pad
+    x, geometry, where = lay(x, geometry, where, identity(x.dtype, True))
+    still, found = lax.stop_gradient(x), []
+    for place in places:
+        if isinstance(place, np.ndarray) and place.min() == place.max():
+            rank = int(np.searchsorted(bounds, place.min(), "right"))
+            y = window_ranked(still, geometry, rank)
+        else:
+            y = window_ranked(still, geometry, tuple(bounds), jnp.asarray(place))
+        found.append(window_match(x, y, geometry, where))
+    return found

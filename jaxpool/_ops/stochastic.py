@@ -21,15 +21,12 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_key, countable, laid
-from jaxpool._core.engine import (
-    MOST_MATCHED,
-    window_expectation,
-    window_extremum,
-    window_sample,
-)
+from jaxpool._core.draws import window_expectation, window_sample
+from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
 from jaxpool._core.op import pool_op
+from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.window import Ints, Padding, Window, as_int, as_ints, fail
 from jaxpool._ops.average import highest_and_mean, masked_mean
 
