@@ -315,13 +315,13 @@ KORNIA = [
     Row("filters.median_blur(x2, 3)", MEDIAN),
     Row(
         "morphology.dilation(x2, o2)",
-        "jp.dilate_pool(x2, (3, 3), padding='SAME', axis=(-2, -1))",
-        "`structuring_element=e` is `element=e[::-1, ::-1]`",
+        "jp.dilate_pool(x2, (3, 3), padding='SAME', axis=(-2, -1), element=e)",
+        "`e = np.zeros((3, 3))`, or `structuring_element[::-1, ::-1]`",
     ),
     Row(
         "morphology.erosion(x2, o2)",
-        "jp.erode_pool(x2, (3, 3), padding='SAME_LOWER', axis=(-2, -1))",
-        "`structuring_element=e` is `element=e`",
+        "jp.erode_pool(x2, (3, 3), padding='SAME_LOWER', axis=(-2, -1), element=e)",
+        "`e = np.zeros((3, 3))`, or `structuring_element`",
     ),
 ]
 

@@ -25,7 +25,8 @@ LAYERS = [
     ["_core/taps"],
     ["_core/places", "_core/indices"],
     ["_core/linear"],
-    ["_core/engine", "_core/arguments", "_core/weights"],
+    ["_core/engine", "_core/arguments"],
+    ["_core/weights"],
     ["_core/weighted", "_core/order", "_core/attention", "_core/regions"],
     ["_core/draws"],
     ["_ops/average", "_ops/extremum"],  # which other families build on

@@ -58,6 +58,7 @@ def numbers(framework, n):
         f"u{n}": samples,
         "l1": draw(2, 9, 3),
         "o2": np.ones((3, 3), np.float32),
+        "e": np.zeros((3, 3), np.float32),
         "m1": np.arange(18).reshape(2, 9) % 4 > 0,
         "g2": region,
         "l2": np.moveaxis(region, 1, -1).copy(),

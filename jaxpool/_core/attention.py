@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array
 from jaxpool._core.numerics import accumulation_dtype, hide
-from jaxpool._core.weights import SHAPES
+from jaxpool._core.weights import SHAPES, entry, fit_shapes, read_params
 from jaxpool._core.window import (
     Ints,
     as_int,
@@ -27,14 +27,16 @@ from jaxpool._core.window import (
 
 __all__ = [
     "Tokens",
+    "absorbed",
     "affine",
     "as_choice",
     "as_eps",
     "attend",
     "by_first",
+    "by_key_channels",
     "by_queries",
-    "entry",
     "fit_positions",
+    "kernel_of",
     "layer_norm",
     "like",
     "map_axes",
@@ -167,48 +169,6 @@ def read_learned(
     return widen(tokens, given)
 
 
-def read_params(
-    caller: str, params: Mapping[str, ArrayLike], needs: Sequence[str]
-) -> dict[str, jax.Array]:
-    """Returns the floating arrays in `params`, with those that it needs."""
-    if not isinstance(params, Mapping):
-        rule = "must be a mapping of arrays by name"
-        raise fail(caller, "params", rule, type(params), TypeError)
-    for name in needs:
-        if name not in params:
-            raise fail(caller, "params", f"must have `{name}`", sorted(params))
-    given = {n: as_array(caller, a, entry(n)) for n, a in params.items()}
-    for name, array in given.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            rule = "must be floating"
-            raise fail(caller, entry(name), rule, array.dtype, TypeError)
-    return given
-
-
-def fit_shapes(
-    caller: str,
-    given: Mapping[str, jax.Array],
-    shapes: Mapping[str, str],
-    sizes: Mapping[str, int],
-) -> dict[str, int]:
-    """Returns the size of each letter, if all arrays are known and fit together."""
-    sizes = dict(sizes)
-    if unknown := sorted(set(given) - set(shapes)):
-        rule = f"must have no other names than {', '.join(shapes)}"
-        raise fail(caller, "params", rule, unknown)
-    for name, letters in shapes.items():
-        if name in given:
-            shape = given[name].shape
-            options = [s for s in letters.split("|") if len(s) == len(shape)]
-            for letter, n in zip(options[0] if options else "", shape, strict=False):
-                sizes.setdefault(letter, n)
-            if shape not in [tuple(sizes[a] for a in s) for s in options]:
-                wanted = [str(sizes.get(a, a.upper())) for a in letters[-2:]]
-                rule = f"must have the shape ({', '.join(wanted)})"
-                raise fail(caller, entry(name), rule, shape)
-    return sizes
-
-
 def read_weights(
     caller: str,
     params: Mapping[str, ArrayLike],
@@ -247,10 +207,6 @@ def read_weights(
                 rule = f"must have `{name}`, to make {b} channels of {a}"
                 raise fail(caller, "params", rule, sorted(params))
     return given
-
-
-def entry(name: str) -> str:
-    return f'params["{name}"]'
 
 
 def by_queries(
@@ -302,9 +258,7 @@ def attend(
 ) -> jax.Array:
     """Projects q `[..., Q, E]`, k and v `[..., L, C]`; attends: `[..., Q, D]`.
 
-    Few queries take the projections of tokens upon them, which are linear: (q W_Q)
-    (k W_K)^T = (q W_Q W_K^T) k^T, where a bias of the keys changes all scores alike,
-    and as the weights of values sum to 1, it is their mean that is projected.
+    Few queries take the projection of the keys upon them: see `absorbed`.
     """
 
     def heads(x, name):
@@ -314,28 +268,53 @@ def attend(
     q = heads(affine(q, w, "q"), "q")
     normed = {"k_norm_scale", "v_norm_scale"} & set(w)
     few = q.shape[-3] * num_heads <= q.shape[-2] * q.shape[-1]
-    visible = None if where is None else where[..., None, None, :]
     q = q * q.shape[-1] ** -0.5
     if few and not normed and angles is None:
-        k_kernel, v_kernel = (
-            w.get(f"{name}_kernel", jnp.eye(x.shape[-1], dtype=x.dtype))
-            for name, x in (("k", k), ("v", v))
-        )
-        k_kernel, v_kernel = (
-            a.reshape(a.shape[0], num_heads, -1) for a in (k_kernel, v_kernel)
-        )
-        rows = jnp.einsum("...qhd,chd->...hqc", q, k_kernel)
-        scores = jnp.einsum("...hqc,...kc->...hqk", rows, k)
-        seen = jnp.einsum("...hqk,...kc->...hqc", softmax(scores, visible), v)
-        y = jnp.einsum("...hqc,chd->...qhd", seen, v_kernel)
-        y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-        return y + like(w["v_bias"], y) if "v_bias" in w else y
+        return absorbed(by_key_channels(q, k, w), k, v, where, w)
     k, v = heads(affine(k, w, "k"), "k"), heads(affine(v, w, "v"), "v")
     if angles is not None:
         q, k = turn(q, angles), turn(k, angles)
     scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
+    visible = None if where is None else where[..., None, None, :]
     y = jnp.einsum("...hqk,...khd->...qhd", softmax(scores, visible), v)
     return y.reshape(*y.shape[:-2], v.shape[-2] * v.shape[-1])
+
+
+def by_key_channels(
+    q: jax.Array, k: jax.Array, w: Mapping[str, jax.Array]
+) -> jax.Array:
+    """Projected queries `[..., Q, H, D / H]` as the rows that `absorbed` takes."""
+    kernel = kernel_of(k, w, "k").reshape(k.shape[-1], *q.shape[-2:])
+    return jnp.einsum("...qhd,chd->...hqc", q, kernel)
+
+
+def absorbed(
+    rows: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: jax.Array | None,
+    w: Mapping[str, jax.Array],
+) -> jax.Array:
+    """What `rows` `[..., H, Q, C]`, which take in the keys' projection, find.
+
+    That is `[..., Q, D]`, of which each head has its part. Projections are linear: (q
+    W_Q) (k W_K)^T = (q W_Q W_K^T) k^T, where a bias of the keys changes all scores
+    alike, and as the weights of values sum to 1, it is their mean that is projected. No
+    token is.
+    """
+    visible = None if where is None else where[..., None, None, :]
+    scores = jnp.einsum("...hqc,...kc->...hqk", rows, k)
+    seen = jnp.einsum("...hqk,...kc->...hqc", softmax(scores, visible), v)
+    kernel = kernel_of(v, w, "v")
+    kernel = kernel.reshape(len(kernel), rows.shape[-3], -1)
+    y = jnp.einsum("...hqc,chd->...qhd", seen, kernel)
+    y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+    return y + like(w["v_bias"], y) if "v_bias" in w else y
+
+
+def kernel_of(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """The kernel of this name for `x`; the identity if there is none."""
+    return w.get(f"{name}_kernel", jnp.eye(x.shape[-1], dtype=x.dtype))
 
 
 def softmax(scores: jax.Array, where: jax.Array | None) -> jax.Array:

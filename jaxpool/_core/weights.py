@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
+from jaxpool._core.arguments import as_array
 from jaxpool._core.op import Weight
 from jaxpool._core.window import as_int, fail
 
 __all__ = [
     "SHAPES",
     "Initializer",
+    "entry",
     "fan_in_uniform",
+    "fit_shapes",
     "fuse",
     "layer_norm_weights",
     "module_size",
     "module_sizes",
     "projections",
+    "read_params",
     "scaled_normal",
     "sized",
     "uniform",
@@ -159,3 +165,50 @@ def xavier_uniform(n: int) -> Initializer:
 
 def zeros(n: int) -> Initializer:
     return initializers.zeros
+
+
+def read_params(
+    caller: str, params: Mapping[str, ArrayLike], needs: Sequence[str]
+) -> dict[str, jax.Array]:
+    """Returns the floating arrays in `params`, with those that it needs."""
+    if not isinstance(params, Mapping):
+        rule = "must be a mapping of arrays by name"
+        raise fail(caller, "params", rule, type(params), TypeError)
+    for name in needs:
+        if name not in params:
+            raise fail(caller, "params", f"must have `{name}`", sorted(params))
+    given = {n: as_array(caller, a, entry(n)) for n, a in params.items()}
+    for name, array in given.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            rule = "must be floating"
+            raise fail(caller, entry(name), rule, array.dtype, TypeError)
+    return given
+
+
+def fit_shapes(
+    caller: str,
+    given: Mapping[str, jax.Array],
+    shapes: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Returns the size of each letter, if all arrays are known and fit together."""
+    sizes = dict(sizes)
+    if unknown := sorted(set(given) - set(shapes)):
+        rule = f"must have no other names than {', '.join(shapes)}"
+        raise fail(caller, "params", rule, unknown)
+    for name, letters in shapes.items():
+        if name in given:
+            shape = given[name].shape
+            options = [s for s in letters.split("|") if len(s) == len(shape)]
+            for letter, n in zip(options[0] if options else "", shape, strict=False):
+                sizes.setdefault(letter, n)
+            if shape not in [tuple(sizes[a] for a in s) for s in options]:
+                full = letters.split("|")[-1]
+                wanted = [str(sizes.get(a, a.upper())) for a in full]
+                rule = f"must have the shape ({', '.join(wanted)})"
+                raise fail(caller, entry(name), rule, shape)
+    return sizes
+
+
+def entry(name: str) -> str:
+    return f'params["{name}"]'

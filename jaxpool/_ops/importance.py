@@ -21,18 +21,17 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_parameter, laid
+from jaxpool._core.arguments import as_parameter, laid
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weighted import window_softmax
+from jaxpool._core.weights import fit_shapes, read_params
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import masked_mean
 
 __all__ = ["detail_preserving_pool", "local_importance_pool"]
-
-_NAMES = ("kernel", "norm_scale", "norm_bias")
 
 
 def _importance_weights(features: int, window_shape: Any) -> dict[str, Weight]:
@@ -114,7 +113,11 @@ def local_importance_pool(
     if not rest:
         raise fail(caller, "axis", "must leave an axis for the channels", axis)
     channel = rest[-1]
-    w = _read(caller, params, x.shape[channel], len(geometry.axes), x.dtype)
+    given = read_params(caller, params, ("kernel",))
+    shapes = {"kernel": "k" * len(geometry.axes) + "cc"}
+    shapes |= dict.fromkeys(("norm_scale", "norm_bias"), "c")
+    fit_shapes(caller, given, shapes, {"k": 3, "c": x.shape[channel]})
+    w = {name: array.astype(x.dtype) for name, array in given.items()}
     response = _convolve(x, w["kernel"], geometry.pooled, rest)
     response = _normalize(response, geometry, where, eps)
     for name, operation in (("norm_scale", lax.mul), ("norm_bias", lax.add)):
@@ -126,29 +129,6 @@ def local_importance_pool(
     logits = 12 * jax.nn.sigmoid(response)
     logits = hide(logits, where, -jnp.inf)
     return window_softmax(hide(x, where), logits, geometry).astype(dtype)
-
-
-def _read(
-    caller: str, params: Any, channels: int, rank: int, dtype: Any
-) -> dict[str, jax.Array]:
-    """The learned arrays, looked at."""
-    if not isinstance(params, Mapping):
-        rule = "must be a mapping of arrays by name"
-        raise fail(caller, "params", rule, type(params), TypeError)
-    if "kernel" not in params:
-        raise fail(caller, "params", "must have `kernel`", sorted(params))
-    if set(params) - set(_NAMES):
-        rule = f"must have no other names than {', '.join(_NAMES)}"
-        raise fail(caller, "params", rule, sorted(params))
-    arrays = {}
-    for name, array in params.items():
-        entry = f'params["{name}"]'
-        array = as_array(caller, array, entry, ordered=True)
-        wanted = (3,) * rank + (channels,) * 2 if name == "kernel" else (channels,)
-        if array.shape != wanted:
-            raise fail(caller, entry, f"must have the shape {wanted}", array.shape)
-        arrays[name] = array.astype(dtype)
-    return arrays
 
 
 def _convolve(

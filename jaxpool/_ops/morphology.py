@@ -15,34 +15,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core import linear, taps
-from jaxpool._core.arguments import as_array, laid
+from jaxpool._core.arguments import kernel_shape, kernel_taps, laid
 from jaxpool._core.engine import (
     identity,
     window_extremum,
     window_pad,
     window_taps,
 )
-from jaxpool._core.geometry import Geometry, static_size
+from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.stages import large_and_whole
-from jaxpool._core.window import Ints, Padding, Window, fail
+from jaxpool._core.window import Ints, Padding, fail
 
 __all__ = ["dilate_pool", "erode_pool"]
 
 
-@pool_op("morphology", "window", learned=("element",), monotone=True)
+def _element(
+    window_shape: Ints, *, axis: Ints | None = None, features: int | None = None
+) -> dict[str, Weight]:
+    """The element starts at 0: with that, they are maximum and minimum.
+
+    Args:
+      features: channels C of the input, for an element a channel; None for one for all.
+    """
+    shape = kernel_shape("DilatePool or ErodePool", window_shape, axis, features)
+    return {"element": (shape, initializers.zeros)}
+
+
+@pool_op("morphology", "other", arrays=_element)
 def dilate_pool(
     x: ArrayLike,
     window_shape: Ints | None,
     strides: Ints | None = None,
     padding: Padding = "VALID",
     *,
-    element: ArrayLike = 0.0,
+    element: ArrayLike,
     window_dilation: Ints = 1,
     ceil_mode: bool = False,
     axis: Ints | None = None,
@@ -66,11 +79,8 @@ def dilate_pool(
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`; of at most 254 elements, unless it is the whole
         extent.
-      element: the structuring element e, of `window_shape`, or of
-        `[*window_shape, C]`; a scalar, or whatever else broadcasts to the latter; in
-        units of x.
-        -inf leaves a place out. A module learns it from the value given: zeros of the
-        window's shape to begin as a maximum (the scalar learns no shape).
+      element: the structuring element e, of the shape of the window, or `[*window, C]`
+        with one a channel; in units of x. -inf leaves a place out.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x` (half precision adds in float32),
@@ -90,14 +100,14 @@ def dilate_pool(
     return _dilate("dilate_pool", x, spec, element, where, 1)
 
 
-@pool_op("morphology", "window", learned=("element",), monotone=True)
+@pool_op("morphology", "other", arrays=_element)
 def erode_pool(
     x: ArrayLike,
     window_shape: Ints | None,
     strides: Ints | None = None,
     padding: Padding = "VALID",
     *,
-    element: ArrayLike = 0.0,
+    element: ArrayLike,
     window_dilation: Ints = 1,
     ceil_mode: bool = False,
     axis: Ints | None = None,
@@ -127,44 +137,19 @@ def _dilate(caller, x, spec, element, where, sign):
         rule = f"must have at most {MOST_MATCHED} elements, or be the whole extent"
         raise fail(caller, "window_shape", rule, spec[0])
     dtype = mean_dtype(x.dtype)
+    rest = [a for a in range(-x.ndim, 0) if a not in geometry.pooled]
     wide = sign * x.astype(accumulation_dtype(dtype))
-    added = _laid(caller, element, wide, geometry, Window.of(caller, *spec))
+    entries = kernel_taps(caller, "element", element, wide, geometry, spec[-1])
     if whole:
-        y = window_extremum(wide + added, geometry, True, where)
+        others = [entries.shape[a] for a in rest]
+        over = entries.reshape(*geometry.sizes, *others)
+        over = over.transpose(np.argsort([*geometry.pooled, *rest]))
+        y = window_extremum(wide + over, geometry, True, where)
     else:
         lowest = identity(wide.dtype, True)
         wide, geometry, where = window_pad(wide, geometry, where, lowest)
-        y = _highest(wide, _entries(added, geometry), where, geometry)
+        y = _highest(wide, list(entries), where, geometry)
     return (sign * y).astype(dtype)
-
-
-def _laid(caller, element, x, geometry, window) -> jax.Array:
-    """The structuring element with `x`'s rank, as large as the window."""
-    axes, n = window.resolve(x.ndim), window.length
-    others = sorted(set(range(-x.ndim, 0)) - set(axes))
-    places = (*axes, *others[-1:])
-    sizes = geometry.full(x.ndim, "window", 1)
-    shape = tuple(sizes[a] for a in axes)
-    given = as_array(caller, element, "element", ordered=True)
-    e = given[..., None] if given.ndim == n else given
-    e = e.reshape((1,) * (n + 1 - e.ndim) + e.shape)
-    channels = (1, x.shape[others[-1]]) if others else (1,)
-    wanted = (*((1, size) for size in shape), channels)
-    if e.ndim != n + 1 or any(
-        m not in allowed for m, allowed in zip(e.shape, wanted, strict=True)
-    ):
-        rule = f"must have the window's shape {shape}, or channels as `x` behind it"
-        raise fail(caller, "element", rule, given.shape)
-    e = jnp.broadcast_to(e.astype(x.dtype), (*shape, e.shape[-1]))
-    e = e.reshape((1,) * (x.ndim - len(places)) + e.shape[: len(places)])
-    return jnp.moveaxis(e, range(-len(places), 0), places)
-
-
-def _entries(e: jax.Array, geometry: Geometry) -> list[jax.Array]:
-    """The entry for each tap, with size 1 along the pooled axes."""
-    first = jnp.moveaxis(e, geometry.pooled, range(len(geometry.axes)))
-    flat = first.reshape(geometry.taps, *first.shape[len(geometry.axes) :])
-    return list(lax.expand_dims(flat, [e.ndim + 1 + a for a in geometry.pooled]))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

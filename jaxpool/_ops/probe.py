@@ -18,22 +18,22 @@ import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.attention import (
-    Tokens,
+    absorbed,
     affine,
     as_eps,
-    entry,
+    by_key_channels,
+    kernel_of,
     layer_norm,
     like,
     read_tokens,
-    softmax,
 )
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import (
+    entry,
     fan_in_uniform,
     layer_norm_weights,
     module_size,
@@ -153,9 +153,8 @@ def set_attention_pool(
     q = affine(query.reshape(-1, query.shape[-1]), w, "q")
     heads = (num_heads, q.shape[1] // num_heads)
     factor = heads[1] ** -0.5 if scale is None else scale
-    k = _kernel(tokens, w, "k").reshape(-1, *heads)
-    rows = jnp.einsum("qhd,chd->qhc", q.reshape(-1, *heads) * factor, k)
-    y = _read(tokens, w, rows)
+    rows = by_key_channels(q.reshape(-1, *heads) * factor, tokens.x, w)
+    y = absorbed(rows, tokens.x, tokens.x, tokens.where, w)
     y = y + like(q, y)
     y = layer_norm(y, w, "attended_norm", eps)
     if {"ffn_kernel", "ffn_bias"} & set(w):
@@ -242,30 +241,10 @@ def efficient_probe_pool(
     if query.shape[1:] != (channels,):
         rule = f"must have the shape (M, {channels})"
         raise fail(caller, entry("query"), rule, query.shape)
-    features = _kernel(tokens, w, "v").shape[1]
+    features = kernel_of(tokens.x, w, "v").shape[1]
     if features % query.shape[0]:
         rule = f"must have a number of rows that divides {features}"
         raise fail(caller, entry("query"), rule, query.shape)
-    y = _read(tokens, w, query[None] * channels**-0.5)
+    rows = query[:, None] * channels**-0.5
+    y = absorbed(rows, tokens.x, tokens.x, tokens.where, w)
     return tokens.finish(y[..., 0, :])
-
-
-def _kernel(tokens: Tokens, w: Mapping[str, jax.Array], name: str) -> jax.Array:
-    channels, dtype = tokens.x.shape[-1], tokens.x.dtype
-    return w.get(f"{name}_kernel", jnp.eye(channels, dtype=dtype))
-
-
-def _read(tokens: Tokens, w: Mapping[str, jax.Array], queries: jax.Array) -> jax.Array:
-    """The values `[B..., Q, D]` that queries `[Q, G, C]` find, each in its own group.
-
-    Both projections are linear, and the weights sum to 1: what is projected are queries
-    and results, of which there are few, and no tokens.
-    """
-    scores = jnp.einsum("qgc,...lc->...qgl", queries, tokens.x)
-    visible = None if tokens.where is None else tokens.where[..., None, None, :]
-    seen = jnp.einsum("...qgl,...lc->...qgc", softmax(scores, visible), tokens.x)
-    kernel = _kernel(tokens, w, "v")
-    groups = kernel.reshape(kernel.shape[0], queries.shape[1], -1)
-    y = jnp.einsum("...qgc,cgd->...qgd", seen, groups)
-    y = y.reshape(*y.shape[:-2], kernel.shape[1])
-    return y + like(w["v_bias"], y) if "v_bias" in w else y

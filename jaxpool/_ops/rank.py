@@ -42,6 +42,7 @@ from jaxpool._core.order import (
     window_ranked,
 )
 from jaxpool._core.stages import large_and_whole
+from jaxpool._core.weights import fit_shapes, read_params
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
 from jaxpool._ops.average import element_count
 
@@ -289,20 +290,13 @@ def ordinal_pool(
     caller = "ordinal_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = _laid(caller, x, where, spec)
-    if not isinstance(params, Mapping):
-        rule = "must be a mapping from names to arrays"
-        raise fail(caller, "params", rule, type(params), TypeError)
-    if set(params) != {"logits"}:
-        raise fail(caller, "params", "must have `logits` alone", sorted(params))
-    logits = as_array(caller, params["logits"], 'params["logits"]', ordered=True)
+    given = read_params(caller, params, ("logits",))
     others = [d for d in range(-x.ndim, 0) if d not in geometry.pooled]
     channel = others[-1] if others else None
     features = 1 if channel is None else x.shape[channel]
-    if logits.shape != (geometry.taps, features):
-        rule = f"must have the shape {(geometry.taps, features)}"
-        raise fail(caller, 'params["logits"]', rule, logits.shape)
+    fit_shapes(caller, given, {"logits": "kc"}, {"k": geometry.taps, "c": features})
     shape = [features if d == channel else 1 for d in range(-x.ndim, 0)]
-    wide = logits.astype(accumulation_dtype(mean_dtype(x.dtype)))
+    wide = given["logits"].astype(accumulation_dtype(mean_dtype(x.dtype)))
     weights = jax.nn.softmax(wide, 0).reshape(geometry.taps, *shape)
     return _weighted_sum(x, geometry, where, weights, True)
 

@@ -89,7 +89,7 @@ _WINDOWS = [
 CASES = {
     "gated_pool": [
         (sizes, dict(window, gate=kernel(*window["window_shape"], *channels)))
-        for (sizes, window), channels in zip(_WINDOWS, ((), (2,), (1,)), strict=True)
+        for (sizes, window), channels in zip(_WINDOWS, ((), (1,), ()), strict=True)
     ],
     "tree_pool": [
         (
@@ -101,7 +101,7 @@ CASES = {
             ),
         )
         for (sizes, window), channels, depth in zip(
-            _WINDOWS, ((), (2,), (1,)), (2, 1, 0), strict=True
+            _WINDOWS, ((), (1,), ()), (2, 1, 0), strict=True
         )
     ],
 }

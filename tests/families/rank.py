@@ -145,7 +145,12 @@ WRONG = {
     ],
     "ordinal_pool": [
         ({**_W, "params": None}, TypeError, "`params` must be a mapping"),
-        ({**_W, "params": {}}, ValueError, "`params` must have `logits` alone"),
+        ({**_W, "params": {}}, ValueError, "`params` must have `logits`"),
+        (
+            {**_W, "params": {"logits": np.zeros((4, 3)), "bias": np.zeros(3)}},
+            ValueError,
+            "`params` must have no other names than logits",
+        ),
         (
             {**_W, "params": {"logits": np.zeros((4, 2))}},
             ValueError,
