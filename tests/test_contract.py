@@ -1,6 +1,7 @@
 """Every op goes through the same questions; `contract.py` says how to call it."""
 
 import functools
+import gc
 import inspect
 import itertools
 import math
@@ -413,7 +414,16 @@ def test_export_with_symbolic_batch(case):
         agree(again.call(x), f(x), **F32)
 
 
+@pytest.fixture
+def old_objects_left_alone():
+    """JAX looks for leaks among all objects that Python's collector knows."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @slowly
+@pytest.mark.usefixtures("old_objects_left_alone")
 def test_strict_modes(case):
     f, x = case.function(), case.input()
     gradient = jax.grad(lambda x: case.differentiable(x).sum())
