@@ -1,64 +1,16 @@
-"""What the contract table does not ask of attention pools: masks, and whole tokens."""
+"""What the contract table does not ask of attention pools."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import CASES, typical
 from flax import linen as nn
 
 import jaxpool as jp
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-POOLS = [case for case in typical() if case.op.family == "attention"]
-every_case = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.op.family == "attention"], ids=str
-)
-every_pool = pytest.mark.parametrize("case", POOLS, ids=lambda c: c.op.name)
 CLOSE = dict(rtol=5e-6, atol=5e-6)
-
-
-@every_case
-def test_masks_hide_whole_tokens(case):
-    x = case.input(batch=(3,))
-    where = np.random.default_rng(1).random(x.shape[:-1]) > 0.4
-    where[0] = False
-    where.reshape(3, -1)[1:, :2] = [True, True], [False, True]
-    f = jax.jit(case.function(where=where))
-    secret = np.where(where[..., None], x, np.nan)
-    np.testing.assert_allclose(f(secret), case.expected(x, where), **CLOSE)
-    assert not f(secret)[0].any()
-
-    def loss(x, params):
-        return jnp.sum(case.function(where=where, params=params)(x) ** 2)
-
-    loss_and_gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    value, gradients = loss_and_gradients(secret, case.arguments["params"])
-    assert np.isfinite(value)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    assert not np.where(where[..., None], 0, gradients[0]).any()
-    for some in (where[1], np.True_):
-        full = np.broadcast_to(some, where.shape)
-        y = jax.jit(case.function(where=some))(x)
-        np.testing.assert_allclose(y, case.expected(x, full), **CLOSE)
-
-
-@every_pool
-def test_a_bad_token_spoils_its_own_sample_alone(case):
-    x = case.input()
-    f = jax.jit(case.function())
-    expected = f(x)
-    x[0, 0, 1] = np.nan
-    y = f(x)
-    assert np.isnan(y[0]).all()
-    np.testing.assert_array_equal(y[1], expected[1])
-
-
-@every_pool
-def test_integers_are_refused(case):
-    with pytest.raises(TypeError, match="`x` must be floating; got dtype"):
-        case.function()(case.input().astype(np.int32))
 
 
 def test_samples_do_not_meet():

@@ -24,9 +24,9 @@ def test_spatial_pyramid_equals_torch(op):
     parts = [pool(x, n).permute(0, 2, 3, 1).flatten(1) for n in (1, 2, 4)]
     expected = torch.cat(parts, 1).numpy()
     for given, axis in ((X, None), (X.transpose(0, 3, 1, 2), (2, 3))):
-        y = jaxpool.spatial_pyramid_pool(given, (1, 2, 4), pool_type=op, axis=axis)
+        y = jaxpool.spatial_pyramid_pool(given, (1, 2, 4), op=op, axis=axis)
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-    small = jaxpool.spatial_pyramid_pool(X[:, :5, :4], (1, 2, 4), pool_type=op)
+    small = jaxpool.spatial_pyramid_pool(X[:, :5, :4], (1, 2, 4), op=op)
     assert small.shape == y.shape  # whatever the image
 
 

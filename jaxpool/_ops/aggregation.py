@@ -301,6 +301,8 @@ def attentive_statistics_pool(
                 hidden = hidden + jnp.tensordot(values, w[name], 1)
     scores = affine(jnp.tanh(hidden), w, "score")
     powers = softmax_powers(scores, tokens.visible, -2)
+    # Without the barrier XLA keeps what both statistics compute of the tokens.
+    tokens = tokens._replace(x=lax.optimization_barrier((tokens.x, powers))[0])
     y = jnp.concatenate(_statistics(tokens, powers), -1)
     return tokens.finish(y[..., 0, :])
 

@@ -46,7 +46,7 @@ def spatial_pyramid_pool(
     x: ArrayLike,
     bins: Levels,
     *,
-    pool_type: Literal["max", "avg"] = "max",
+    op: Literal["max", "avg"] = "max",
     axis: Ints | None = None,
 ) -> jax.Array:
     r"""Adaptive pools of several sizes, flattened: features of fixed length (SPP).
@@ -62,7 +62,7 @@ def spatial_pyramid_pool(
       x: `[B..., S..., C]`, real.
       bins: for each level the number of bins along the pooled axes: an int for all of
         them, or one for each. A single int is one level.
-      pool_type: `"max"` (the paper's) or `"avg"`.
+      op: `"max"` (the paper's) or `"avg"`.
       axis: the pooled axes. By default those before a trailing channel axis, as many as
         a level has numbers; with ints alone, all axes but the first and the last.
         Channels are the last axis that is not pooled.
@@ -72,7 +72,7 @@ def spatial_pyramid_pool(
       of `x`, means of integers as floats.
 
     Raises:
-      ValueError, TypeError: as in :func:`adaptive_max_pool`, and for other types.
+      ValueError, TypeError: as in :func:`adaptive_max_pool`, and for another `op`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,12 +81,12 @@ def spatial_pyramid_pool(
       Array([[3., 1., 3.]], dtype=float32)
     """
     caller = "spatial_pyramid_pool"
-    if pool_type not in ("max", "avg"):
-        raise fail(caller, "pool_type", "must be 'max' or 'avg'", pool_type)
+    if op not in ("max", "avg"):
+        raise fail(caller, "op", "must be 'max' or 'avg'", op)
     x = as_array(caller, x, ordered=True)
     features = []
     for geometry in _levels(caller, x, bins, axis):
-        if pool_type == "max":
+        if op == "max":
             y = window_extremum(x, geometry, True)
         else:
             y = masked_mean(x, geometry, None, False).astype(mean_dtype(x.dtype))

@@ -11,8 +11,8 @@ def adaptive(x, sizes, formula):
     return np.asarray(oracle.over_windows(formula, x, lines, axes))
 
 
-def flattened(x, bins, pool_type="max"):
-    formula = {"max": oracle.maximum, "avg": oracle.element_mean}[pool_type]
+def flattened(x, bins, op="max"):
+    formula = {"max": oracle.maximum, "avg": oracle.element_mean}[op]
     levels = [
         (level,) * (x.ndim - 2) if isinstance(level, int) else level for level in bins
     ]
@@ -76,8 +76,8 @@ ORACLES = {
 CASES = {
     "spatial_pyramid_pool": [
         ((6, 7), dict(bins=((1, 1), (2, 3)))),
-        ((4, 5), dict(bins=(1, 2, 4), pool_type="avg")),
-        ((3,), dict(bins=((4,), (2,)), pool_type="avg")),
+        ((4, 5), dict(bins=(1, 2, 4), op="avg")),
+        ((3,), dict(bins=((4,), (2,)), op="avg")),
     ],
     "sppf": [
         ((6, 7), dict(window_shape=(3, 1), depth=2)),
@@ -113,9 +113,9 @@ WRONG = {
     "spatial_pyramid_pool": [
         *_BINS,
         (
-            dict(bins=2, pool_type="min"),
+            dict(bins=2, op="min"),
             ValueError,
-            "`pool_type` must be 'max' or 'avg'",
+            "`op` must be 'max' or 'avg'",
         ),
     ],
     "pyramid_pool": _BINS,
