@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -23,6 +24,17 @@ def pytest_addoption(parser):
     parser.addoption(
         "--full", action="store_true", help="ask the slow questions of every op"
     )
+
+
+def pytest_configure(config):
+    """Processes that share the tests compile each program once for all of them."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # of the user, or of what started us
+        return
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_collection_modifyitems(config, items):

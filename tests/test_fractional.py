@@ -16,6 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jaxpool
 from jaxpool._ops.fractional import _divided
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 equal = np.testing.assert_array_equal
 POOLS = [jaxpool.fractional_max_pool, jaxpool.fractional_avg_pool]
 

@@ -150,9 +150,9 @@ def test_learned_parameters(name):
         def loss(value, case=case, argument=argument):
             return jnp.sum(case.function(**{argument: value})(case.input()) ** 2)
 
-        gradient = jax.grad(loss)(expected)
+        gradient = jax.jit(jax.grad(loss))(expected)
         assert np.all(np.abs(gradient) > 0)
-        of_nnx = nnx.grad(lambda m: jnp.sum(m(x) ** 2))(in_nnx)
+        of_nnx = nnx.jit(nnx.grad(lambda m: jnp.sum(m(x) ** 2)))(in_nnx)
         close = {"rtol": 1e-5, "atol": 1e-5}
         of_nnx = nnx.to_pure_dict(of_nnx)
         np.testing.assert_allclose(of_nnx[argument], gradient, **close)
@@ -160,7 +160,7 @@ def test_learned_parameters(name):
         def linen_loss(variables, in_linen=in_linen):
             return jnp.sum(in_linen.apply(variables, x) ** 2)
 
-        of_linen = jax.grad(linen_loss)(variables)
+        of_linen = jax.jit(jax.grad(linen_loss))(variables)
         np.testing.assert_allclose(of_linen["params"][argument], gradient, **close)
     fixed_nnx, fixed_linen = both(case, trainable=False)
     assert not jax.tree.leaves(nnx.state(fixed_nnx))
@@ -197,9 +197,11 @@ def test_learned_arrays(case):
     def loss(y):
         return jnp.sum(jax.tree.leaves(y)[0] ** 2)
 
-    expected = jax.grad(lambda p: loss(case.function(**case.op.passed(p))(x)))(first)
-    of_nnx = nnx.grad(lambda m: loss(m(x)))(modules[0])
-    of_linen = jax.grad(lambda p: loss(in_linen.apply({"params": p}, x)))(first)
+    f = lambda p: loss(case.function(**case.op.passed(p))(x))  # noqa: E731
+    expected = jax.jit(jax.grad(f))(first)
+    of_nnx = nnx.jit(nnx.grad(lambda m: loss(m(x))))(modules[0])
+    f = lambda p: loss(in_linen.apply({"params": p}, x))  # noqa: E731
+    of_linen = jax.jit(jax.grad(f))(first)
     for name, gradient in nnx.to_pure_dict(of_nnx).items():
         np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(of_linen[name], expected[name], rtol=1e-4, atol=1e-4)

@@ -15,6 +15,8 @@ from jax import lax
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Sums in another order, of numbers around 1: a few float32 roundings of the largest.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
 equal = np.testing.assert_array_equal

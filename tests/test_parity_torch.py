@@ -452,7 +452,7 @@ def every_size(op, out, inputs):
 
 # Programs of 64 pools, which take long to compile: without `--full` some outputs do.
 EVERY_OUTPUT = [
-    pytest.param(out, marks=[] if out in (1, 3, 7) else [pytest.mark.full])
+    pytest.param(out, marks=[] if out in (3, 7) else [pytest.mark.full])
     for out in range(1, 17)
 ]
 

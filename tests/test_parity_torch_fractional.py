@@ -9,6 +9,8 @@ import pytest
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
 

@@ -8,6 +8,8 @@ import pytest
 import jaxpool
 import jaxpool.nnx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = np.random.default_rng(0).normal(size=(2, 9, 13, 3)).astype(np.float32)
 
 
