@@ -97,20 +97,28 @@ def test_every_op_has_its_modules():
 
 @every_op
 def test_linen_equals_nnx_equals_function(case):
-    x = case.input()
+    x, named = case.input(), at_call(case)
     in_nnx, in_linen = both(case)
     # What is learned is an array, which may be computed with in another way.
     learned = {name: getattr(in_nnx, name)[...] for name in case.op.learned}
-    expected, named = case.function(**learned)(x), at_call(case)
-    variables = start(case, in_linen, x, **named)
-    equal(in_nnx(x, **named), expected)
-    equal(in_linen.apply(variables, x, **named), expected)
+
+    @jax.jit  # all of it at once: one compilation
+    def results(x, **where):
+        variables = start(case, in_linen, x, **named)
+        return (
+            case.function(**learned, **where)(x),
+            in_nnx(x, **named, **where),
+            in_linen.apply(variables, x, **named, **where),
+        )
+
+    masks = [{}]
     if case.op.takes_where:
         tokens = case.op.weights and case.op.family in TOKENS
-        mask = x[..., 0] > 0 if tokens else x > 0
-        masked = case.function(**learned, where=mask)(x)
-        equal(in_nnx(x, where=mask, **named), masked)
-        equal(in_linen.apply(variables, x, where=mask, **named), masked)
+        masks.append({"where": x[..., 0] > 0 if tokens else x > 0})
+    for mask in masks:
+        expected, of_nnx, of_linen = results(x, **mask)
+        equal(of_nnx, expected)
+        equal(of_linen, expected)
 
 
 @every_op

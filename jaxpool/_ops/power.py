@@ -288,8 +288,9 @@ def _power_mean(
 
 def _order(value: ArrayLike, order: jax.Array) -> Any:
     """The order as an int, if that is what was given."""
-    known = isinstance(value, int | float) and value <= _MOST_FACTORS
-    return int(value) if known and value == int(value) else order
+    if isinstance(value, int | float) and value <= _MOST_FACTORS:
+        return int(value) if value == int(value) else order
+    return order
 
 
 def _magnitude(x: jax.Array) -> jax.Array:

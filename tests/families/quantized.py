@@ -138,7 +138,7 @@ _REASONS = {
         "ties",
     ],
     "takes int8 and uint8 alone": [
-        "half_precision_rounds_once",
+        "half_precision",
         "double_precision_stays",
         "integers",
         "nan_and_infinity",
