@@ -475,8 +475,7 @@ def clip_attention_pool(
         grid = jax.image.resize(grid, shape, "cubic", antialias=True)
         grid = grid.reshape(-1, positions.shape[-1])
         positions = jnp.concatenate([positions[:1], grid])
-    z = _with_first(tokens, w)
-    z = z._replace(x=z.x + like(positions, z.x))
+    z = _with_first(tokens, w, positions)
     return by_first(caller, tokens, z, w, num_heads, pool_type)
 
 
@@ -760,13 +759,18 @@ def prr_attention_pool(
     return tokens.finish(global_avg_pool(y, axis=-2, where=visible))
 
 
-def _with_first(tokens: Tokens, w: Mapping[str, jax.Array]) -> Tokens:
-    """The tokens with the class token in front, or else with their mean."""
+def _with_first(
+    tokens: Tokens, w: Mapping[str, jax.Array], positions: jax.Array | None = None
+) -> Tokens:
+    """The class token or else the mean, and the tokens; `positions` added."""
     x, where = tokens.x, tokens.where
     if "cls_token" in w:
         first = jnp.zeros_like(x[..., :1, :]) + like(w["cls_token"], x)
     else:
         first = global_avg_pool(x, axis=-2, keepdims=True, where=tokens.visible)
+    if positions is not None:
+        # Before they are put together, which is then one array and not two.
+        first, x = first + like(positions[:1], x), x + like(positions[1:], x)
     if where is not None:
         where = jnp.concatenate([jnp.ones_like(where[..., :1]), where], -1)
     return tokens._replace(x=jnp.concatenate([first, x], -2), where=where)

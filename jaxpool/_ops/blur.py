@@ -19,6 +19,7 @@ References:
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -213,7 +214,9 @@ def _edges(caller, x, axes, threshold, eps) -> jax.Array:
     channel = max(set(range(-x.ndim, 0)) - set(axes))
     shifted = x.astype(accumulation_dtype(x.dtype)) + eps
     positive = shifted > 0
+    # The difference of means is the mean difference: one channel from here on.
     brightness = jnp.log2(jnp.where(positive, shifted, 1))
+    brightness = jnp.mean(brightness, channel, keepdims=True)
     positive = jnp.all(positive, channel, keepdims=True)
     edges = jnp.zeros_like(positive)
     for a in axes:
@@ -225,8 +228,8 @@ def _edges(caller, x, axes, threshold, eps) -> jax.Array:
         def at(y, start, a=a, size=size):
             return lax.slice_in_dim(y, start, start + size, axis=y.ndim + a)
 
-        contrast = jnp.mean(at(ends, 4) - at(ends, 0), channel, keepdims=True)
-        edges |= (jnp.abs(contrast) > threshold) & at(known, 4) & at(known, 0)
+        contrast = jnp.abs(at(ends, 4) - at(ends, 0))
+        edges |= (contrast > threshold) & at(known, 4) & at(known, 0)
     return edges
 
 
@@ -266,9 +269,9 @@ def _blur(
     sizes = as_ints(caller, "filter_size", filter_size, len(axes), 1)
     dtype = mean_dtype(x.dtype)
     y = x.astype(accumulation_dtype(dtype))
-    for i, (a, m, s) in enumerate(zip(axes, sizes, strides, strict=True)):
-        # As for windows: a pass must not be computed again for each tap of the next.
-        y = lax.optimization_barrier(y) if i else y
+    for a, m, s in zip(axes, sizes, strides, strict=True):
+        # As for windows: nothing must be computed again for each tap of a pass.
+        y = lax.optimization_barrier(y)
         widths = _PADDING[convention](m, s)
         padded = _room(caller, y, a, widths, mode) + sum(widths)
         if padded < m:
@@ -301,40 +304,35 @@ def _pad(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
 def _blur_along(x, axis, size, stride, widths, mode):
-    """The blur with zeros beyond the border, and on top of it what lies there.
+    """The blur along an axis, apart for windows that reach over a border.
 
-    So the derivative is that of zeros, which XLA makes one loop of, and that of a few
-    rows; through a border that is put in front of the input it takes ten times as long.
+    Those read few rows, so that none need to be put in front of the whole input.
     """
-    low, high = widths
-    stop = low + x.shape[axis]  # where the border behind begins
-    y = _filter(_zeros_around(x, axis, low, high), axis, size, stride)
-    if mode == "constant":
-        return y
-    places = np.pad(np.arange(x.shape[axis]), widths, mode)
-    outputs = y.shape[axis]
+    n, (low, high) = x.shape[axis], widths
+    places = None if mode == "constant" else np.pad(np.arange(n), widths, mode)
+
+    def border(rows):
+        if places is None:
+            return [jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))] * len(rows)
+        at = [places[low + row] for row in rows]
+        return [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in at]
+
+    def blurred(first, end):
+        """Outputs from the first to the end, of rows counted from where x begins."""
+        begin, stop = first * stride - low, (end - 1) * stride - low + size
+        rows = border(range(begin, min(stop, 0)))
+        inside = max(begin, 0), min(stop, n)
+        if inside[0] < inside[1]:
+            rows.append(lax.slice_in_dim(x, *inside, axis=axis))
+        rows += border(range(max(begin, n), stop))
+        return _filter(lax.concatenate(rows, axis), axis, size, stride)
+
+    outputs = (low + n + high - size) // stride + 1
     first = min(-(-low // stride), outputs)  # these begin in front of the input
-    last = max(-(-(stop - size + 1) // stride), 0)  # and from here on they end behind
-    for begin, end, rows in (
-        (0, first, range(low)),
-        (last, outputs, range(stop, len(places))),
-    ):
-        seen = range(begin * stride, (end - 1) * stride + size)
-        rows = [i for i in rows if i in seen]
-        if begin < end and rows:
-            taken = [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in places[rows]]
-            ahead, behind = rows[0] - seen[0], seen[-1] - rows[-1]
-            border = lax.concatenate(taken, axis)
-            border = _zeros_around(border, axis, ahead, behind)
-            border = _filter(border, axis, size, stride)
-            y = y + _zeros_around(border, axis, begin, outputs - end)
-    return y
-
-
-def _zeros_around(x, axis, low, high):
-    pads = [(0, 0, 0)] * x.ndim
-    pads[axis] = (low, high, 0)
-    return lax.pad(x, np.zeros((), x.dtype), pads)
+    last = max((low + n - size) // stride + 1, first)  # from here on they end behind it
+    cuts = itertools.pairwise((0, first, last, outputs))
+    parts = [blurred(a, b) for a, b in cuts if a < b]
+    return lax.concatenate(parts, axis)
 
 
 def _filter(x, axis, size, stride):

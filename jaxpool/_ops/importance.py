@@ -282,7 +282,7 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
         flat = jnp.exp(base - peak)
         weights = [jnp.exp(h - peak) + flat for h in heights]
         some = total(weights)
-        shift = total([w * d for w, d in zip(weights, away, strict=True)])
-        return mean + shift / jnp.where(some > 0, some, 1)
+        weighted = total([w * e for w, e in zip(weights, elements, strict=True)])
+        return weighted / jnp.where(some > 0, some, 1)
 
     return weigh(x, shown)
