@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import typical
+from jax.extend.random import threefry_2x32
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxpool
+from jaxpool._core import draws
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -102,6 +104,46 @@ def test_sampling_from_windows_takes_little_memory(case, k, training):
     f = sampled(case, **window, **grid, **{} if training else {"deterministic": True})
     memory = jax.jit(f).lower(x, jax.random.key(0)).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 2 * x.nbytes
+
+
+class TestUniform:
+    """The numbers that draws are made from."""
+
+    def test_is_threefry(self):
+        words = np.random.default_rng(0).integers(0, 2**32, (4, 50), np.uint32)
+        ours = jax.vmap(lambda *w: draws._threefry(w[:2], w[2:]))(*words)
+        theirs = jax.vmap(threefry_2x32)(words[:2].T, words[2:].T)
+        same(jnp.stack(ours, 1), theirs)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_is_uniform(self, dtype):
+        bits = {"float32": 24, "float64": 53}[dtype]
+        with jax.enable_x64(True):
+            u = draws.uniform(jax.random.key(0), (64, 32, 512), dtype)
+            assert u.dtype == dtype
+            u = np.asarray(u)
+        assert u.min() >= 0
+        assert u.max() < 1
+        whole = (u * 2.0**bits).astype(np.int64)
+        same(whole, u * 2.0**bits)
+        # Each bit is set in half of the numbers; neighbours are not alike.
+        limit = 4 / np.sqrt(u.size)
+        for bit in range(bits):
+            assert abs((whole >> bit & 1).mean() - 0.5) < limit / 2
+        for axis in range(3):
+            pair = [
+                np.take(u, np.arange(n, u.shape[axis] - 1 + n), axis) for n in (0, 1)
+            ]
+            assert abs(np.corrcoef(*map(np.ravel, pair))[0, 1]) < limit
+        counts = np.histogram(u, 1000, (0, 1))[0]
+        chi = np.sum((counts - u.size / 1000) ** 2) / (u.size / 1000)
+        assert abs(chi - 999) < 4 * np.sqrt(2 * 999)
+
+    def test_rows_do_not_depend_on_their_number(self):
+        key = jax.random.key(1)
+        few, many = (draws.uniform(key, (n, 3, 5), np.float32) for n in (2, 9))
+        same(many[:2], few)
+        assert len(np.unique(many)) == many.size
 
 
 class TestMeanOverKeys:

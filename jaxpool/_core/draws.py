@@ -1,15 +1,21 @@
 """Elements of windows drawn at random, in proportion to their size, if positive.
 
+  uniform              a number for each place, drawn from a key
   window_sample        one element of each window
   window_expectation   the mean of that over all draws
 
 One uniform number for each window decides, in a loop over the window's elements: no
 array of all windows' elements is made.
+
+References:
+  John Salmon, Mark Moraes, Ron Dror, David Shaw: Parallel Random Numbers: As Easy as
+  1, 2, 3, 2011.
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +41,48 @@ from jaxpool._core.numerics import (
 from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.stages import MOST_TAPS, large_and_whole, regions, sum_stages
 
-__all__ = ["window_expectation", "window_sample"]
+__all__ = ["uniform", "window_expectation", "window_sample"]
+
+# Of Threefry-2x32: how far bits are rotated in a round, and a part of the key schedule.
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Numbers in [0, 1), all of whose bits are random: multiples of 2^-24 or 2^-53.
+
+    The key, of whatever kind, gives 64 bits, and they the key of a Threefry-2x32 whose
+    counter is the place: arithmetic, which XLA fuses with what reads it.
+    `jax.random.uniform` keeps an array, and takes 3 to 6 times as long as a mean on
+    CPUs, where it is compiled as a loop of passes over that.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    row = lax.broadcasted_iota(jnp.uint32, shape, 0) if shape else jnp.uint32(0)
+    place = taps.flat_positions(shape, range(1 - len(shape), 0)).astype(jnp.uint32)
+    high, low = _threefry((first, second), (row, place))
+
+    def upper(word, bits):
+        return lax.shift_right_logical(word, np.uint32(32 - bits)).astype(jnp.int32)
+
+    if np.dtype(dtype) == np.float64:
+        number = upper(high, 27).astype(dtype) * 2.0**26 + upper(low, 26).astype(dtype)
+        return number * 2.0**-53
+    return upper(high, 24).astype(dtype) * np.asarray(2.0**-24, dtype)
+
+
+def _threefry(key, counter):
+    """Two words of 32 random bits for each counter of two: 20 rounds."""
+    (first, second), (a, b) = key, counter
+    keys = (first, second, first ^ second ^ _PARITY)
+    a, b = a + first, b + second
+    for turn in range(5):
+        for by in np.uint32(_ROTATIONS[4 * (turn % 2) :][:4]):
+            a = a + b
+            b = lax.shift_left(b, by) | lax.shift_right_logical(b, np.uint32(32) - by)
+            b = b ^ a
+        a = a + keys[(turn + 1) % 3]
+        b = b + (keys[(turn + 2) % 3] + np.uint32(turn + 1))
+    return a, b
 
 
 def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array:
@@ -48,17 +95,17 @@ def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array
     Gradient: to the drawn element; what was drawn has none.
     """
     dtype = accumulation_dtype(x.dtype)
-    uniform = jax.random.uniform(key, geometry.out_shape(x.shape), dtype)
+    number = uniform(key, geometry.out_shape(x.shape), dtype)
     if geometry.taps <= MOST_MATCHED and _many_places(geometry):
         x, geometry, _ = few_regions(x, geometry, None, 0)
-        return _drawn(x, uniform, geometry)
+        return _drawn(x, number, geometry)
     # In an array of its own, as it is read once for each place of a window.
     still = lax.stop_gradient(x).astype(dtype)
     weights = _activations(still, geometry)[0](still)
     total = window_sum(weights, geometry)
     finite = jnp.isfinite(total)
     weights = finite_or_zero(weights)
-    index = _drawn_index(weights, total * uniform, geometry)
+    index = _drawn_index(weights, total * number, geometry)
     index = jnp.where(finite, index, -1)
     if geometry.whole:
         y = linear.read(x, geometry, index)
@@ -146,26 +193,26 @@ def _activations(x, geometry):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 @functools.partial(jax.jit, static_argnums=2)
-def _drawn(x, uniform, geometry):
-    return window_combine(_draw, x, geometry, uniform)
+def _drawn(x, number, geometry):
+    return window_combine(_draw, x, geometry, number)
 
 
 @_drawn.defjvp
 def _drawn_jvp(geometry, primals, tangents):
-    x, uniform = primals
-    y = lax.stop_gradient(_drawn(x, uniform, geometry))
-    code = _drawn_code(lax.stop_gradient(x), uniform, geometry)
+    x, number = primals
+    y = lax.stop_gradient(_drawn(x, number, geometry))
+    code = _drawn_code(lax.stop_gradient(x), number, geometry)
     value = lambda x: chosen(x, y, (code,), geometry, "one stage")  # noqa: E731
     return jax.jvp(value, (x,), tangents[:1])
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _drawn_code(x, uniform, geometry):
+def _drawn_code(x, number, geometry):
     """The code of the element that `_draw` gives, `taps.NONE` if it is no element."""
     wide = accumulation_dtype(x.dtype)
 
     def region(runs):
-        u = taps.outputs(uniform, geometry, runs)
+        u = taps.outputs(number, geometry, runs)
         elements = taps.elements(x, geometry, runs)
         if not elements:
             return taps.filled(u, taps.NONE)
@@ -228,14 +275,14 @@ def _mean_drawn(parts: list[jax.Array]) -> jax.Array:
     return jnp.where(jnp.isfinite(total), y, total)
 
 
-def _draw(parts: list[jax.Array], uniform: jax.Array) -> jax.Array:
-    """The element where the running sum of positive ones passes uniform * sum.
+def _draw(parts: list[jax.Array], number: jax.Array) -> jax.Array:
+    """The element where the running sum of positive ones passes number * sum.
 
     In row-major order; 0 if none is positive. NaN or infinity gives NaN or infinity.
     """
     parts, weights, _, total = _proportions(parts)
     y = parts[0]
-    for part, passed in zip(parts[1:], _passed(weights, total * uniform), strict=True):
+    for part, passed in zip(parts[1:], _passed(weights, total * number), strict=True):
         y = jnp.where(passed, part, y)
     return jnp.where(jnp.isfinite(total), y, total)
 

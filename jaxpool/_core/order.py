@@ -79,35 +79,44 @@ def _comparators(count: int) -> Iterator[tuple[int, int]]:
 
 
 def window_match(
-    x: jax.Array, y: jax.Array, geometry: Geometry, where: jax.Array | None = None
+    x: jax.Array,
+    y: jax.Array,
+    geometry: Geometry,
+    where: jax.Array | None = None,
+    nothing: jax.Array | None = None,
 ) -> jax.Array:
     """Returns `y`, values of one element of each window, with that one's derivative.
 
     Of equal elements it is the first in row-major order, and the first NaN if `y` is
-    NaN. A window has at most `MOST_MATCHED` elements, or is the whole extent.
+    NaN. Where it is `nothing`, `y` is no element. A window has at most `MOST_MATCHED`
+    elements, or is the whole extent.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return y
-    return _matched(x, y, where, geometry)
+    return _matched(x, y, where, nothing, geometry)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _matched(x, y, where, geometry):
-    del x, where, geometry
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _matched(x, y, where, nothing, geometry):
+    del x, where, nothing, geometry
     return y
 
 
 @_matched.defjvp
 def _matched_jvp(geometry, primals, tangents):
-    x, y, where = primals
-    code = _match_code(lax.stop_gradient(x), y, where, geometry)
+    x, y, where, nothing = primals
+    code = _match_code(lax.stop_gradient(x), y, where, nothing, geometry)
     value = lambda x: chosen(x, y, (code,), geometry, "one stage")  # noqa: E731
     return jax.jvp(value, (x,), tangents[:1])
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _match_code(x, y, where, geometry):
-    return taps.apart(taps.choose(x, y, geometry, where))
+@functools.partial(jax.jit, static_argnums=4)
+def _match_code(x, y, where, nothing, geometry):
+    code = taps.choose(x, y, geometry, where)
+    if nothing is not None:
+        # NONE, or a place in front of the whole extent
+        code = jnp.where(nothing, np.asarray(-1).astype(code.dtype), code)
+    return taps.apart(code)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

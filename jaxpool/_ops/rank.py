@@ -17,7 +17,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from jax.nn import initializers
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
+from jaxpool._core.draws import uniform
 from jaxpool._core.engine import few_regions, identity, window_pad
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
@@ -420,17 +421,13 @@ def dropout_max_pool(
     x, geometry, where = _laid(caller, x, where, spec)
     if not 0 <= _as_number(caller, "rate", rate) < 1:
         raise fail(caller, "rate", "must be at least 0 and less than 1", rate)
-    x = x.astype(mean_dtype(x.dtype))
-
-    def positive(x):
-        return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max, it keeps NaN
-
     if deterministic:
         weights = _geometric(1 - rate, geometry.taps)
-        return _weighted_sum(positive(x), geometry, where, weights, False)
-    # Which keeps the order: one loop over the result, not over the input.
+        x = x.astype(mean_dtype(x.dtype))
+        x = jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max, it keeps NaN
+        return _weighted_sum(x, geometry, where, weights, False)
     key = as_key(caller, key)
-    return positive(_draw(caller, x, geometry, where, 1 - rate, key, always=False))
+    return _draw(caller, x, geometry, where, 1 - rate, key, always=False)
 
 
 @pool_op("rank", "window", monotone=True)
@@ -604,9 +601,9 @@ def _draw(
 ) -> jax.Array:
     """The largest element of each window that is taken, as each is by a chance alpha.
 
-    If none is, that is 0; or, `always`, it happens under the condition that one is. One
-    number u for each window decides: the r largest are passed over if none of them is
-    taken, where u >= 1 - (1 - alpha)^r.
+    If none is, or only one below 0, that is 0; or, `always`, it happens under the
+    condition that one is. One number u for each window decides: the r largest are
+    passed over if none of them is taken, where u >= 1 - (1 - alpha)^r.
     """
     dtype = mean_dtype(x.dtype)
     x, wide = x.astype(dtype), accumulation_dtype(dtype)
@@ -617,11 +614,14 @@ def _draw(
     count = _count(x, geometry, where)
     bounds, some = some[1:-1].tolist(), some.astype(wide)
     some = some[count] if where is None else jnp.take(some, count, mode="clip")
-    u = jax.random.uniform(key, geometry.out_shape(x.shape), wide)
-    # It stays below `some`, rounded too: only elements are passed over.
-    u, nothing = (u * some, count == 0) if always else (u, u >= some)
-    (y,) = _passing(caller, x, geometry, where, bounds, [u])
-    return jnp.where(nothing, jnp.zeros((), dtype), y)
+    u = uniform(key, geometry.out_shape(x.shape), wide)
+    if always:
+        u *= some  # stays below it, rounded too: only elements are passed over
+
+    def nothing(y):
+        return count == 0 if always else (u >= some) | (y <= 0)
+
+    return _passing(caller, x, geometry, where, bounds, [u], nothing)[0]
 
 
 def _passing(
@@ -631,11 +631,12 @@ def _passing(
     where: jax.Array | None,
     bounds: Sequence[float],
     places: Sequence[Any],
+    nothing: Callable[[jax.Array], Any] | None = None,
 ) -> list[jax.Array]:
     """For each of `places`, the largest element of each window that is not passed over.
 
     As many are passed over as there are bounds, which ascend, at most that place; the
-    bounds 1, 2, ... make it a rank, counted from 0.
+    bounds 1, 2, ... make it a rank, counted from 0. 0 where that is to be `nothing`.
     """
     if geometry.taps > MOST_MATCHED:
         if not large_and_whole(geometry):
@@ -652,5 +653,9 @@ def _passing(
             y = window_ranked(still, geometry, rank)
         else:
             y = window_ranked(still, geometry, tuple(bounds), jnp.asarray(place))
-        found.append(window_match(x, y, geometry, where))
+        none = None
+        if nothing:
+            none = jnp.broadcast_to(nothing(y), y.shape)
+            y = jnp.where(none, jnp.zeros((), y.dtype), y)
+        found.append(window_match(x, y, geometry, where, none))
     return found

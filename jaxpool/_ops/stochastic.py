@@ -21,7 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_key, countable, laid
-from jaxpool._core.draws import window_expectation, window_sample
+from jaxpool._core.draws import uniform, window_expectation, window_sample
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
@@ -164,7 +164,9 @@ def random_mixed_pool(
         y = (highest + mean) / 2
     else:
         shape = [highest.shape[a] if a in own[per] else 1 for a in range(-x.ndim, 0)]
-        heads = jax.random.bernoulli(as_key(caller, key), shape=tuple(shape))
+        # Few numbers are drawn apart: fused, each element would draw its own again.
+        draw = uniform if per == "region" else jax.random.uniform
+        heads = draw(as_key(caller, key), shape, jnp.float32) < 0.5
         y = jnp.where(heads, highest, mean)
     return y.astype(mean_dtype(x.dtype))
 
