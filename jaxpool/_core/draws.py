@@ -120,7 +120,7 @@ def window_expectation(x: jax.Array, geometry: Geometry) -> jax.Array:
     Gradient: (2 a_i - y_o) / sum a for positive elements, none where y is 0, NaN or
     infinite.
     """
-    return _expected(x, geometry)
+    return _expected(x.astype(accumulation_dtype(x.dtype)), geometry).astype(x.dtype)
 
 
 def _many_places(geometry):
@@ -144,24 +144,27 @@ def _expected_in_loops(x, geometry):
 
 @_expected.defjvp
 def _expected_jvp(geometry, primals, tangents):
-    y = _expected(*primals, geometry)
+    (x,), (tangent,) = primals, tangents
+    y = _expected(x, geometry)
     # What is not finite is seen in `y`; in a derivative, times 0, it would be NaN.
-    mean = lambda x: _mean_of_draws(finite_or_zero(x), geometry)  # noqa: E731
-    tangent = jax.jvp(mean, primals, tangents)[1]
-    return y, jnp.where(jnp.isfinite(y), tangent, 0)
+    x, mean = finite_or_zero(x), finite_or_zero(y)
+    weights, scale = _activations(x, geometry)
+    share = weights(x)
+    total = window_sum(share, geometry)
+    some = (total > 0) & jnp.isfinite(y)
+    tangent = jnp.where(share > 0, tangent, 0)
+    change = 2 * window_sum(share * tangent, geometry)
+    change -= mean / scale * window_sum(tangent, geometry)
+    return y, jnp.where(some, change / jnp.where(some, total, 1), 0)
 
 
 def _mean_of_draws(x, geometry, sum_of=lambda f, x, g: window_sum(f(x), g)):
-    """The formula of `window_expectation` by sums of windows, with its derivative."""
-    wide = x.astype(accumulation_dtype(x.dtype))
-    weights, scale = _activations(wide, geometry)
-    total = sum_of(weights, wide, geometry)
-    squares = sum_of(lambda x: weights(x) ** 2, wide, geometry)
-    positive = total > 0
-    # The inner `where` keeps 0 / 0 out of the gradient.
-    y = jnp.where(positive, squares / jnp.where(positive, total, 1), 0) * scale
-    total = lax.stop_gradient(total)
-    return jnp.where(jnp.isfinite(total), y, total).astype(x.dtype)
+    """The formula of `window_expectation` by sums of windows."""
+    weights, scale = _activations(x, geometry)
+    total = sum_of(weights, x, geometry)
+    squares = sum_of(lambda x: weights(x) ** 2, x, geometry)
+    y = squares / jnp.where(total > 0, total, 1) * scale
+    return jnp.where(jnp.isfinite(total), y, total)
 
 
 def _sum_of(f, x, geometry):
