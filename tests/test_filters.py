@@ -1,6 +1,7 @@
 """Blurs, medians, log-sum-exp and heads: published numbers, extremes, compositions."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,25 @@ def test_blur_keeps_constants_and_reads_borders():
         jaxpool.blur_pool(x[:, :1], (2, 2))
     with pytest.raises(ValueError, match="`filter_size` leaves nothing"):
         jaxpool.blur_pool(x[:, :1], (1, 1), filter_size=(2, 3), convention="timm")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap", "constant"])
+def test_blur_of_short_axes(mode):
+    # Windows reach over neither border, one, or both.
+    for n, size, stride in itertools.product((2, 5), (2, 4, 7), (1, 3)):
+        for convention in ("antialiased", "timm"):
+            total = size - 1 if convention == "antialiased" else size + stride - 2
+            low = total // 2
+            widths = (low, total - low if convention == "antialiased" else low)
+            if max(widths) >= n and mode in ("reflect", "wrap"):
+                continue
+            x = np.random.default_rng(n).normal(size=n)
+            weights = np.poly1d([0.5, 0.5]) ** (size - 1)
+            padded = np.pad(x, widths, mode)
+            expected = np.correlate(padded, np.atleast_1d(weights.c), "valid")[::stride]
+            options = dict(filter_size=size, convention=convention, mode=mode)
+            y = jaxpool.blur_pool(np.float32(x)[:, None], (stride,), **options)
+            np.testing.assert_allclose(y[:, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_blur_is_equivariant_to_shifts_by_its_stride():

@@ -154,6 +154,17 @@ def test_draws_one_element_and_its_gradient(name):
     assert (taken == 0).any() == (name == "dropout_max_pool")
 
 
+@pytest.mark.parametrize("window", [(3, 3), (6, 7)], ids=["some", "whole"])
+def test_a_dropped_window_has_no_gradient(window):
+    x, key = jnp.asarray(np.tile(X, (30, 1, 1, 1))), jax.random.key(0)
+    f = functools.partial(jaxpool.dropout_max_pool, window_shape=window, rate=0.95)
+    y, pull = jax.vjp(lambda x: f(x, key=key), x)
+    g = pull(jnp.ones_like(y))[0]
+    assert 0.1 < (y == 0).mean() < 0.9
+    assert float(g.sum()) == float((y > 0).sum())
+    np.testing.assert_allclose((g * x).sum(), y.sum(), rtol=1e-5)
+
+
 def test_dropout_has_the_distribution_of_masks():
     x = np.array([3.0, 1.0, 4.0, 2.0], np.float32)
     expected = dict.fromkeys([0.0, *x.tolist()], 0.0)
