@@ -633,14 +633,18 @@ def test_differences_larger_than_the_spread_are_told_apart():
         wide=[90.0, 94.0, 98.0],
         worse=[90.0, 90.2, 90.4],
         better=[98.0, 98.2, 98.1],
+        far=[20.0, 30.0, 80.0],
+        near=[96.5, 96.5, 96.6],
     )
     found = verdicts(results)
     assert {name for name, v in found.items() if v.told_apart} == {"worse", "better"}
     assert found["worse"].difference == pytest.approx(-6)
     lines = conclusions(results)
-    assert lines[:3] == [
+    assert lines[:5] == [
         "Better than max: better.",
         "Worse than max: worse.",
+        "Not told apart, but every seed above all of max's: near.",
+        "Not told apart, but every seed below all of max's: far.",
         "Not told apart from max: same, wide.",
     ]
     assert "With 3 seeds" in lines[-1]

@@ -44,7 +44,7 @@ from jaxpool._core.stages import MOST_TAPS, large_and_whole, regions, sum_stages
 __all__ = ["uniform", "window_expectation", "window_sample"]
 
 # Of Threefry-2x32: how far bits are rotated in a round, and a part of the key schedule.
-_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+_ROTATIONS = tuple(map(np.uint32, (13, 15, 26, 6, 17, 29, 16, 24)))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
@@ -76,7 +76,7 @@ def _threefry(key, counter):
     keys = (first, second, first ^ second ^ _PARITY)
     a, b = a + first, b + second
     for turn in range(5):
-        for by in np.uint32(_ROTATIONS[4 * (turn % 2) :][:4]):
+        for by in _ROTATIONS[4 * (turn % 2) :][:4]:
             a = a + b
             b = lax.shift_left(b, by) | lax.shift_right_logical(b, np.uint32(32) - by)
             b = b ^ a

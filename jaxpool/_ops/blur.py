@@ -309,7 +309,7 @@ def _blur_along(x, axis, size, stride, widths, mode):
     Those read few rows, so that none need to be put in front of the whole input.
     """
     n, (low, high) = x.shape[axis], widths
-    places = None if mode == "constant" else np.pad(np.arange(n), widths, mode)
+    places = None if mode == "constant" else np.pad(range(n), widths, mode).tolist()
 
     def border(rows):
         if places is None:

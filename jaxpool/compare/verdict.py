@@ -20,10 +20,13 @@ class Verdict(NamedTuple):
     Attributes:
       difference: of the means over seeds, in percentage points.
       told_apart: whether that is more than the spread over seeds explains.
+      apart: whether all seeds lie on one side of all of the reference's, several each,
+        as they may by chance.
     """
 
     difference: float
     told_apart: bool
+    apart: bool
 
 
 def reference(results: Results) -> str:
@@ -48,9 +51,17 @@ def verdicts(results: Results) -> dict[str, Verdict]:
     found = stats.false_discovery_control([*tests.values()]) if tests else ()
     mean = statistics.mean(base)
     return {
-        n: Verdict(statistics.mean(scores[n]) - mean, bool(p <= _LEVEL))
+        n: Verdict(
+            statistics.mean(scores[n]) - mean,
+            bool(p <= _LEVEL),
+            _apart(scores[n], base),
+        )
         for n, p in zip(tests, found, strict=True)
     }
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+    return min(len(a), len(b)) > 1 and (max(a) < min(b) or min(a) > max(b))
 
 
 def _welch(a: Sequence[float], b: Sequence[float]) -> float:
@@ -68,17 +79,24 @@ def conclusions(results: Results) -> list[str]:
     seeds = min(len(entry["runs"]) for _, entry in ranked(results))
     if not found:
         return []
-    groups = {
-        f"Better than {name}": [n for n, v in found.items() if v[1] and v[0] > 0],
-        f"Worse than {name}": [n for n, v in found.items() if v[1] and v[0] < 0],
-        f"Not told apart from {name}": [n for n, v in found.items() if not v[1]],
-    }
-    lines = [
-        f"{title}: {', '.join(those)}." for title, those in groups.items() if those
-    ]
+    titles = (
+        f"Better than {name}",
+        f"Worse than {name}",
+        f"Not told apart, but every seed above all of {name}'s",
+        f"Not told apart, but every seed below all of {name}'s",
+        f"Not told apart from {name}",
+    )
+
+    def title(verdict: Verdict) -> str:
+        if not (verdict.told_apart or verdict.apart):
+            return titles[-1]
+        return titles[2 * (not verdict.told_apart) + (verdict.difference < 0)]
+
+    groups = {t: [n for n, v in found.items() if title(v) == t] for t in titles}
+    lines = [f"{t}: {', '.join(those)}." for t, those in groups.items() if those]
     if seeds < 2:
         lines.append("One seed shows no spread: two or more can tell methods apart.")
-    elif not any(verdict.told_apart for verdict in found.values()):
+    elif not any(v.told_apart or v.apart for v in found.values()):
         lines.append(f"No difference from {name} is larger than the spread over seeds.")
     lines.append(
         "Told apart: by Welch's t-test over seeds at a false discovery rate of "
