@@ -33,6 +33,7 @@ __all__ = [
     "apart",
     "choose",
     "combine",
+    "derivatives_apart",
     "elements",
     "filled",
     "flat_positions",
@@ -332,6 +333,21 @@ def apart(x: Any) -> Any:
     return lax.platform_dependent(
         x, cpu=behind_condition, default=lax.optimization_barrier
     )
+
+
+@jax.custom_jvp
+def derivatives_apart(x: Any) -> Any:
+    """Returns `x`, whose derivatives are `apart`.
+
+    For what is read many times by a long formula: XLA would compute a gradient again
+    for each element that it may belong to.
+    """
+    return x
+
+
+@derivatives_apart.defjvp
+def _derivatives_apart_jvp(primals, tangents):
+    return derivatives_apart(*primals), apart(*tangents)
 
 
 def put_together(

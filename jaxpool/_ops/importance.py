@@ -26,6 +26,7 @@ from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, hide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.taps import derivatives_apart
 from jaxpool._core.weighted import window_softmax
 from jaxpool._core.weights import fit_shapes, read_params
 from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
@@ -254,7 +255,7 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
         if geometry.whole:
             elements, masks = [x], [shown]
         else:
-            elements = window_taps(x, geometry)
+            elements = derivatives_apart(window_taps(x, geometry))
             masks = [None] * len(elements)
             if shown is not None:
                 masks = window_taps(shown, geometry)
