@@ -115,13 +115,13 @@ class TestUniform:
         theirs = jax.vmap(threefry_2x32)(words[:2].T, words[2:].T)
         same(jnp.stack(ours, 1), theirs)
 
+    @pytest.mark.usefixtures("x64")
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_is_uniform(self, dtype):
         bits = {"float32": 24, "float64": 53}[dtype]
-        with jax.enable_x64(True):
-            u = draws.uniform(jax.random.key(0), (64, 32, 512), dtype)
-            assert u.dtype == dtype
-            u = np.asarray(u)
+        u = draws.uniform(jax.random.key(0), (64, 32, 512), dtype)
+        assert u.dtype == dtype
+        u = np.asarray(u)
         assert u.min() >= 0
         assert u.max() < 1
         whole = (u * 2.0**bits).astype(np.int64)

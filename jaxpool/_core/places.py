@@ -185,11 +185,15 @@ class _Blocked:
 
     def split(self, x):
         """An array of the region's shape in this layout."""
-        for d, i in self.spatial.items():  # sharded arrays split one axis at a time
+        # A reshape of a sharded array may split one axis, with none of size 1 around.
+        ones = [d for d in self.spatial if self.final[d] == 1]
+        x = lax.squeeze(x, ones)
+        for d, i in self.spatial.items():
             if self._two(self.runs[i]):
-                two, after = self.kept[d], x.shape[self.kept[d] + 1 :]
-                x = x.reshape(*self.shape[: two + 2], *after)
-        return x
+                two = self.kept[d] - sum(one < d for one in ones)
+                sizes = self.shape[self.kept[d] : self.kept[d] + 2]
+                x = x.reshape(*x.shape[:two], *sizes, *x.shape[two + 1 :])
+        return lax.expand_dims(x, [self.kept[d] for d in ones])
 
     def windows(self):
         """For each window that the inputs may lie in: taps, which don't, and a reader.
