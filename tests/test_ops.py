@@ -523,6 +523,22 @@ def test_mean_of_threes_is_three():
         assert jaxpool.global_avg_pool(jnp.full((1, size, 1), 3.0))[0, 0] == 3
 
 
+def test_64_bit_types_may_come_and_go():
+    # What JAX made of a table without them, it must not take for one with them.
+    def loss(x):
+        return jnp.sum(jaxpool.adaptive_max_pool(x, (7, 4)) ** 2)
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 3))
+    for wide in (False, True, False):
+        jax.config.update("jax_enable_x64", wide)
+        try:
+            g = jax.grad(loss)(jnp.asarray(x))
+            assert jax.jit(jax.grad(loss))(jnp.asarray(x)).dtype == g.dtype
+        finally:
+            jax.config.update("jax_enable_x64", False)
+        assert g.dtype == (np.float64 if wide else np.float32)
+
+
 def test_output_shape():
     shape = (8, 112, 111, 64)
     for kwargs in (

@@ -122,6 +122,8 @@ def covers(bins: Bins) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     for place in range((last - first).max() + 1):
         window = np.minimum(first + place, last)
         tap = inputs - np.take(bins.start, window)
+        # int32 always: JAX remembers what it made of an array, with x64 or without.
+        window = window.astype(np.int32)
         table.append((window, np.where(first + place <= last, tap, -1)))
     return tuple(table)
 
