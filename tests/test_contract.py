@@ -1,7 +1,6 @@
 """Every op goes through the same questions; `contract.py` says how to call it."""
 
 import functools
-import gc
 import inspect
 import itertools
 import math
@@ -21,7 +20,6 @@ from contract import (
     typical,
     wrong,
 )
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 import jaxpool
@@ -186,50 +184,6 @@ def test_gradient_of_every_case(case, x64):
     check_grads(f, (x,), order=1, modes=("rev",), **close)
 
 
-@slowly
-def test_higher_derivatives(case, x64):
-    x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
-    f = jax.jit(case.differentiable)
-    order = 3 if case.op.family in ("extremum", "average") else 2
-    check_grads(f, (x,), order=order, eps=1e-4, rtol=1e-3, atol=1e-3)
-
-
-@slowly
-def test_every_way_to_differentiate_agrees(case, x64):
-    f = case.differentiable
-    x = jnp.asarray(case.input(batch=(1,), channels=1, dtype=np.float64))
-    t = jnp.asarray(case.input(batch=(1,), channels=1, seed=1, dtype=np.float64))
-
-    def loss(x):
-        return jnp.sum(f(x) ** 2)
-
-    def descend(x, _):
-        return x - 0.1 * jax.grad(loss)(x), loss(x)
-
-    @jax.jit  # all of it at once: one compilation
-    def derivatives(x, t):
-        jacobian, gradient = jax.jacrev(f)(x), jax.grad(loss)(x)
-        first = jnp.tensordot(jacobian, t, t.ndim)
-        hessian = jax.hessian(loss)(x)
-        return [
-            (jax.jacfwd(f)(x), jacobian),
-            (jax.jvp(f, (x,), (t,))[1], first),
-            (jax.linearize(f, x)[1](t), first),
-            (jax.grad(jax.checkpoint(loss))(x), gradient),
-            (
-                jax.vmap(jax.grad(loss))(jnp.stack([x, t])),
-                jnp.stack([gradient, jax.grad(loss)(t)]),
-            ),
-            (jax.jacrev(jax.jacrev(loss))(x), hessian),
-            (jax.jacrev(jax.jacfwd(loss))(x), hessian),
-            (jax.jacfwd(jax.jacfwd(loss))(x), hessian),
-            (jax.lax.scan(descend, x, None, 2)[1][1], loss(x - 0.1 * gradient)),
-        ]
-
-    for actual, expected in derivatives(x, t):
-        agree(actual, expected, rtol=1e-9, atol=1e-9)
-
-
 @asked(TYPICAL, lambda _, dtype: dtype == "float16", dtype=["bfloat16", "float16"])
 def test_half_precision(case, dtype):
     """It rounds once, and holds windows of equals, of 0, and of large numbers."""
@@ -253,14 +207,6 @@ def test_half_precision(case, dtype):
         fits = np.abs(jax.tree.leaves(case.expected(hard))[0]) < jnp.finfo(dtype).max
         assert np.isfinite(np.asarray(y, np.float32)[np.asarray(fits)]).all()
         assert np.isfinite(np.asarray(g, np.float32)).all()
-
-
-@slowly
-def test_double_precision_stays(case, x64):
-    x = jnp.asarray(case.input(dtype=np.float64))
-    y = case.function()(x)
-    assert jax.tree.leaves(y)[0].dtype == jnp.float64
-    agree(y, case.expected(x), rtol=1e-13, atol=1e-13)
 
 
 @asked(
@@ -355,80 +301,6 @@ def test_expectation(name):
     error = y.std(0) / math.sqrt(len(keys))
     assert error.max() > 0
     assert np.all(np.abs(y.mean(0) - expected) <= 4 * error + 1e-6)
-
-
-def differentiated(case, f, gradient):
-    """Both functions, or the first alone for integers, which have no derivative."""
-    return (f,) if case.op.integer else (f, gradient)
-
-
-@slowly
-def test_sharded_over_the_batch(case):
-    x = jnp.asarray(case.input(batch=(4,)))
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-
-    def gradient(x):
-        return jax.grad(lambda x: jnp.sum(case.differentiable(x) ** 2))(x)
-
-    for f in differentiated(case, case.function(), gradient):
-        result = jax.jit(f)(sharded)
-        agree(result, f(x), **F32)
-    assert len(jax.tree.leaves(result)[0].sharding.device_set) == 2
-
-
-@slowly
-def test_shard_map_and_explicit_sharding(case):
-    axis = {"axis": (-3, -2)} if case.op.kind == "global" else {}
-    f, x = case.function(**axis), jnp.asarray(case.input(batch=(4,)))
-
-    def gradient(x):
-        return jax.grad(lambda x: jnp.sum(jax.tree.leaves(f(x))[0] ** 2))(x)
-
-    rows = PartitionSpec("rows")
-    for g in differentiated(case, f, gradient):
-        expected = g(x)
-        manual = Mesh(np.array(jax.devices()), ("rows",))
-        mapped = jax.shard_map(g, mesh=manual, in_specs=rows, out_specs=rows)
-        agree(jax.jit(mapped)(x), expected, **F32)
-        explicit = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
-        with jax.set_mesh(explicit):
-            y = jax.jit(g)(jax.device_put(x, NamedSharding(explicit, rows)))
-        agree(y, expected, **F32)
-        assert jax.tree.leaves(y)[0].sharding.spec[0] == "rows"
-
-
-@slowly
-def test_export_with_symbolic_batch(case):
-    x = case.input()
-    sizes = ", ".join(map(str, x.shape[1:]))
-    shape = jax.export.symbolic_shape(f"batch, {sizes}")
-    gradient = jax.grad(lambda x: jnp.sum(case.differentiable(x) ** 2))
-    for f in differentiated(case, case.function(), gradient):
-        spec = jax.ShapeDtypeStruct(shape, x.dtype)
-        exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(spec)
-        again = jax.export.deserialize(exported.serialize())
-        agree(again.call(x), f(x), **F32)
-
-
-@pytest.fixture
-def old_objects_left_alone():
-    """JAX looks for leaks among all objects that Python's collector knows."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@slowly
-@pytest.mark.usefixtures("old_objects_left_alone")
-def test_strict_modes(case):
-    f, x = case.function(), case.input()
-    gradient = jax.grad(lambda x: case.differentiable(x).sum())
-    with jax.debug_nans(True), jax.checking_leaks(), jax.debug_key_reuse(True):
-        for g in differentiated(case, f, gradient):
-            jax.jit(g)(x)
-    with jax.disable_jit():
-        agree(f(x), case.expected(x), **F32)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ __all__ = [
     "as_modes",
     "as_parameter",
     "channel_axis",
+    "check_whole",
     "countable",
     "kernel_shape",
     "kernel_taps",
@@ -53,6 +54,7 @@ def laid(
     """Returns the array, the window laid over it, and the mask, of a windowed op."""
     x = as_array(caller, x, ordered=ordered)
     geometry = Geometry.of(Window.of(caller, *spec), x.shape)
+    check_whole(caller, x, geometry.pooled)
     return x, geometry, _as_mask(caller, where, x, geometry.pooled)
 
 
@@ -128,6 +130,7 @@ def adaptive_bins(
 ) -> Geometry:
     """The bins of adaptive pooling to an output of the given size."""
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape, argument)
+    check_whole(caller, x, axes)
     pairs = zip(axes, sizes, strict=True)
     return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
 
@@ -161,6 +164,23 @@ def as_array(
     return array
 
 
+def check_whole(
+    caller: str, x: jax.Array, axes: Iterable[int], name: str = "x"
+) -> None:
+    """Raises where explicit sharding splits `x` along axes that the op reads as one.
+
+    What a window across two devices makes is sharded in no one way, so JAX asks for
+    the user's word. (Automatic sharding finds a way, and shows no sharding here.)
+    """
+    spec = jax.typeof(x).sharding.spec
+    if any(spec[a] is not None for a in axes):
+        rule = (
+            f"must not be sharded explicitly along axes {tuple(sorted(axes))}: use "
+            "`jax.sharding.reshard`, or pool under `jax.sharding.auto_axes`"
+        )
+        raise fail(caller, name, rule, spec)
+
+
 def _as_mask(
     caller: str, where: ArrayLike | None, x: jax.Array, pooled: Sequence[int]
 ) -> jax.Array | None:
@@ -186,7 +206,10 @@ def over(
     wanted = list(shape)
     for a in pooled:
         wanted[a] = x.shape[a]
-    return jnp.broadcast_to(values.reshape(shape), wanted)
+    values, spec = values.reshape(shape), jax.typeof(x).sharding.spec
+    if any(part is not None for part in spec):  # explicit: all have to be split alike
+        return jax.sharding.reshard(jnp.broadcast_to(values, x.shape), spec)
+    return jnp.broadcast_to(values, wanted)
 
 
 def as_modes(caller: str, mode: Any, known: Iterable[str]) -> tuple[str, ...]:

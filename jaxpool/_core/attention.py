@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array
+from jaxpool._core.arguments import as_array, check_whole
 from jaxpool._core.numerics import accumulation_dtype, hide
 from jaxpool._core.weights import SHAPES, entry, fit_shapes, read_params
 from jaxpool._core.window import (
@@ -86,6 +86,7 @@ def as_tokens(
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise fail(caller, "x", "must be floating", x.dtype, TypeError)
     axes, rest = token_axes(caller, axis, x.ndim)
+    check_whole(caller, x, (*axes, rest[-1]))
     order = tuple(a + x.ndim for a in (*rest[:-1], *axes, rest[-1]))
     shape, dtype = x.shape, x.dtype
     x, sizes = x.transpose(order), tuple(shape[a] for a in axes)

@@ -28,7 +28,7 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import whole
+from jaxpool._core.arguments import check_whole, whole
 from jaxpool._core.attention import (
     Tokens,
     affine,
@@ -126,6 +126,7 @@ def covariance_pool(
     iterations = as_int(caller, "iterations", iterations, 1)
     x, geometry, where, dtype = _read(caller, x, where, axis)
     axes, rest = token_axes(caller, geometry.pooled, x.ndim)
+    check_whole(caller, x, rest[-1:])
     share = _share(x, geometry, where, 0)
     scale = _scale(x, share, (*axes, rest[-1]), where)
     z = hide(x - masked_mean(x, geometry, where, False), where) / scale

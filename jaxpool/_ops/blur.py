@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, laid
+from jaxpool._core.arguments import as_array, check_whole, laid
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
@@ -247,6 +247,7 @@ def _for_axes(
             raise fail(caller, argument, rule, value)
         axis = tuple(range(-1 - count, -1))
     axes = resolve_axes(caller, axis, x.ndim)
+    check_whole(caller, x, axes)
     return axes, as_ints(caller, argument, value, len(axes), 1)
 
 

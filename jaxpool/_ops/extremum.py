@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import (
     as_array,
+    check_whole,
     countable,
     laid,
     output_axes,
@@ -191,6 +192,7 @@ def max_unpool(
         rule = f"must have the shape of `values`, {values.shape}"
         raise fail(caller, "indices", rule, indices.shape)
     axes, sizes = output_axes(caller, output_shape, axis, values.ndim)
+    check_whole(caller, values, axes, "values")
     countable(caller, sizes, "output_shape")
     indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)

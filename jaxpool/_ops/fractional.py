@@ -35,7 +35,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_key
+from jaxpool._core.arguments import as_array, as_key, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import pool_op
@@ -137,7 +137,7 @@ def fractional_max_pool(
     x = as_array("fractional_max_pool", x, ordered=True)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
     chance = (key, deterministic, mode, shared, samples)
-    lines, spans = _laid("fractional_max_pool", x.shape, spec, chance)
+    lines, spans = _laid("fractional_max_pool", x, spec, chance)
     return _largest(x, spans, lines, False)[0]
 
 
@@ -176,7 +176,7 @@ def fractional_max_pool_with_argmax(
     x = as_array("fractional_max_pool_with_argmax", x, ordered=True)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
     chance = (key, deterministic, mode, shared, samples)
-    lines, spans = _laid("fractional_max_pool_with_argmax", x.shape, spec, chance)
+    lines, spans = _laid("fractional_max_pool_with_argmax", x, spec, chance)
     return cast(Any, _largest(x, spans, lines, True))
 
 
@@ -218,7 +218,7 @@ def fractional_avg_pool(
     x = as_array("fractional_avg_pool", x)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
     chance = (key, deterministic, mode, shared, samples)
-    lines, spans = _laid("fractional_avg_pool", x.shape, spec, chance)
+    lines, spans = _laid("fractional_avg_pool", x, spec, chance)
     return _mean(x, spans, lines)
 
 
@@ -265,7 +265,7 @@ def fractional_boundaries(
     shape = tuple(as_int(caller, "input_shape", n, 0) for n in input_shape)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
     chance = (key, deterministic, mode, shared, samples)
-    return _laid(caller, shape, spec, chance)[1]
+    return _spans(caller, shape, _lines(caller, shape, *spec), *chance)
 
 
 @dataclass(frozen=True)
@@ -285,11 +285,12 @@ class _Line:
 
 
 def _laid(
-    caller: str, shape: Sequence[Any], spec: tuple, chance: tuple
+    caller: str, x: jax.Array, spec: tuple, chance: tuple
 ) -> tuple[tuple[_Line, ...], Any]:
     """The pooled axes, in the user's order, and (start, end), `[..., O]`, for each."""
-    lines = _lines(caller, shape, *spec)
-    return lines, _spans(caller, shape, lines, *chance)
+    lines = _lines(caller, x.shape, *spec)
+    check_whole(caller, x, [line.axis for line in lines])
+    return lines, _spans(caller, x.shape, lines, *chance)
 
 
 def _lines(caller, shape, output_shape, ratio, window_shape, overlapping, axis):

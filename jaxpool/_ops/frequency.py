@@ -41,7 +41,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, output_axes, whole
+from jaxpool._core.arguments import as_array, check_whole, output_axes, whole
 from jaxpool._core.engine import window_sum, window_taps
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
@@ -87,6 +87,7 @@ def spectral_pool(
     caller = "spectral_pool"
     x = as_array(caller, x)
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
+    check_whole(caller, x, range(min(axes), 0))
     return _resample(x, {a: (out, None) for a, out in zip(axes, sizes, strict=True)})
 
 
@@ -118,6 +119,7 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
       Array([3., 3.], dtype=float32)
     """
     x, geometry, _ = whole("flc_pool", x, None, axis)
+    check_whole("flc_pool", x, range(min(geometry.pooled), 0))
     halves = (-(-static_size("flc_pool", size) // 2) for size in geometry.sizes)
     halved = zip(geometry.pooled, halves, strict=True)
     return _resample(x, {a: (out, None) for a, out in halved})
@@ -198,6 +200,7 @@ def diffstride_pool(
         raise fail(caller, "strides", rule, strides)
     shape = (None,) * len(named) if output_shape is None else output_shape
     axes, outs = output_axes(caller, shape, named, x.ndim, x.shape)
+    check_whole(caller, x, range(min(axes), 0))
     dtype = jnp.finfo(accumulation_dtype(mean_dtype(x.dtype))).dtype
     stride = jnp.broadcast_to(jnp.maximum(stride.astype(dtype), 1), (len(named),))
     kept = {}

@@ -29,7 +29,13 @@ from jax.core import Tracer
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_key, as_parameter, output_axes
+from jaxpool._core.arguments import (
+    as_array,
+    as_key,
+    as_parameter,
+    check_whole,
+    output_axes,
+)
 from jaxpool._core.engine import window_taps
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype, power_of_two_scale
@@ -204,6 +210,7 @@ def learned_polyphase_pool(
     """
     caller = "learned_polyphase_pool"
     phases = _phases(caller, x, strides, axis)
+    check_whole(caller, phases.x, [phases.channel])
     w = _read(caller, params, phases)
     scores = jnp.stack([_score(part, w) for part in phases.arranged(w)], -1)
     if deterministic:
@@ -267,6 +274,7 @@ class _Phases(NamedTuple):
 def _phases(caller: str, x: ArrayLike, strides: Ints, axis: Ints | None) -> _Phases:
     x = as_array(caller, x, ordered=True)
     axes, steps = output_axes(caller, strides, axis, x.ndim, argument="strides")
+    check_whole(caller, x, axes)
     rest = set(range(-x.ndim, 0)) - set(axes)
     if not rest:
         raise fail(caller, "axis", "must leave an axis of channels", axis)

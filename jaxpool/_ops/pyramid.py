@@ -26,6 +26,7 @@ from jaxpool._core.arguments import (
     adaptive_bins,
     as_array,
     channel_axis,
+    check_whole,
     laid,
     whole,
 )
@@ -86,6 +87,7 @@ def spatial_pyramid_pool(
     x = as_array(caller, x, ordered=True)
     features = []
     for geometry in _levels(caller, x, bins, axis):
+        check_whole(caller, x, [channel_axis(x.ndim, geometry.pooled)])
         if op == "max":
             y = window_extremum(x, geometry, True)
         else:

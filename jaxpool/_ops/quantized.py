@@ -22,9 +22,9 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxpool._core import taps
-from jaxpool._core.arguments import as_array, laid, output_axes, whole
+from jaxpool._core.arguments import adaptive_bins, as_array, laid, whole
 from jaxpool._core.engine import window_extremum, window_sum
-from jaxpool._core.geometry import Geometry, adaptive_axis, static_size
+from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import divide, hide
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, as_int, fail
@@ -232,7 +232,7 @@ def quantized_adaptive_max_pool(
     """
     caller = "quantized_adaptive_max_pool"
     x = as_array(caller, x, ordered=True)
-    geometry = _bins(caller, x, output_shape, axis)
+    geometry = adaptive_bins(caller, x, output_shape, axis)
     _check_dtype(caller, "x", x)
     return window_extremum(x, geometry, True)
 
@@ -409,16 +409,10 @@ def quantized_adaptive_avg_pool(
     """
     caller = "quantized_adaptive_avg_pool"
     x = as_array(caller, x, ordered=True)
-    geometry = _bins(caller, x, output_shape, axis)
+    geometry = adaptive_bins(caller, x, output_shape, axis)
     rule = _PRESETS["torch"]
     windows = _Windows.of(caller, x, geometry, None, None, None, rule, rounding)
     return _saturate(rule.whole(windows.counted(False)), windows.output)
-
-
-def _bins(caller: str, x: jax.Array, output_shape: Any, axis: Ints | None) -> Geometry:
-    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    pairs = zip(axes, sizes, strict=True)
-    return Geometry(tuple(adaptive_axis(a, x.shape[a], n) for a, n in pairs))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core import regions
-from jaxpool._core.arguments import as_array
+from jaxpool._core.arguments import as_array, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import OPS, pool_op
@@ -384,6 +384,7 @@ class _Cut:
 
     out: tuple[int, ...]
     grouped: bool = False
+    reads: ClassVar = (-3, -2)  # the axes of a map that a bin needs whole
 
     def pool(self, images: jax.Array, boxes: regions.Boxes, shape: Any) -> jax.Array:
         """Returns `[K, h, w, C]`; `shape` is that of a single feature map."""
@@ -425,6 +426,8 @@ class _Sampled(_Cut):
 
 @dataclass(frozen=True)
 class _Largest(_Cut):
+    reads: ClassVar = (-3, -2, -1)  # each channel has places of its own
+
     def pool(self, images, boxes, shape):
         boxes = lax.stop_gradient(boxes)
         return regions.maxima(images, boxes, *self._cut(boxes))
@@ -476,6 +479,8 @@ def _over_boxes(
         raise fail(caller, name, "must have at least 3 axes, [..., H, W, C]", x.shape)
     for size in (n for m in maps for n in m.shape[-3:-1] if isinstance(n, int)):
         as_int(caller, f"{name}.shape", size, 1)
+    for level in maps:
+        check_whole(caller, level, cut.reads, name)
     if cut.grouped and x.shape[-1] % math.prod(cut.out):
         rule = f"must have channels in multiples of {math.prod(cut.out)}, its bins"
         raise fail(caller, name, rule, x.shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_modes, whole
+from jaxpool._core.arguments import as_array, as_modes, check_whole, whole
 from jaxpool._core.engine import identity
 from jaxpool._core.indices import take
 from jaxpool._core.numerics import (
@@ -89,6 +89,7 @@ def segment_pool(
     caller = "segment_pool"
     modes = as_modes(caller, mode, _MODES)
     x = as_array(caller, x, ordered=not {"sum", "mean"}.issuperset(modes))
+    check_whole(caller, x, range(-x.ndim, 0))
     ids = as_array(caller, segment_ids, "segment_ids")
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise fail(caller, "segment_ids", "must be integers", ids.dtype, TypeError)

@@ -109,7 +109,6 @@ EXCEPT = {
             "mask",
             "any_layout",
             "any_number_of_batch_axes",
-            "shard_map_and_explicit_sharding",
         )
     },
 }

@@ -133,13 +133,10 @@ WRONG = {
 _REASONS = {
     "integers have no derivative": [
         "gradient_of_every_case",
-        "higher_derivatives",
-        "every_way_to_differentiate_agrees",
         "ties",
     ],
     "takes int8 and uint8 alone": [
         "half_precision",
-        "double_precision_stays",
         "integers",
         "nan_and_infinity",
     ],

@@ -85,7 +85,5 @@ _ROWS = "the leading axis is pooled; see test_segment.py"
 EXCEPT = {
     ("segment_pool", "any_layout"): "rows come first",
     ("segment_pool", "any_number_of_batch_axes"): _ROWS,
-    ("segment_pool", "export_with_symbolic_batch"): _ROWS,
-    ("segment_pool", "shard_map_and_explicit_sharding"): _ROWS,
     ("segment_pool", "mask"): "a mask has one entry a row; see test_segment.py",
 }

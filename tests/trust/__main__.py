@@ -12,11 +12,13 @@ import argparse
 import importlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -58,28 +60,73 @@ def rows(folder):
     return [json.loads(line) for f in files for line in f.read_text().splitlines()]
 
 
+def page(found, full):
+    """The text of reliability.md, and of the pages that parts have of their own."""
+    names = ("jax", "jaxlib", "flax", "numpy", "jaxpool")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    texts, others = [], {}
+    for part, (outcome, facts) in found.items():
+        module = importlib.import_module(f"pages.{part}")
+        counts = ", ".join(f"{n} {name}" for name, n in outcome.items())
+        texts.append(
+            f"## {module.TITLE}\n\n{module.section(facts, outcome)}\n*{counts}*"
+        )
+        others |= getattr(module, "pages", lambda facts: {})(facts)
+    command = "python tests/trust --full" if full else "python tests/trust"
+    head = INTRODUCTION.format(
+        command=command,
+        versions=versions,
+        python=platform.python_version(),
+        cores=os.cpu_count(),
+    )
+    return {"reliability.md": "\n\n".join([head, *texts, NOT_PROVED]), **others}
+
+
+INTRODUCTION = """\
+# Reliability
+
+What was asked of jaxpool, and what came of it. `{command}` asks it, prints the counts
+and writes this page; a quick subset is part of the tests. These figures are of Python
+{python}, {versions}, on {cores} CPU cores."""
+
+NOT_PROVED = """\
+## Not proved
+
+Nothing here ran on a GPU or a TPU. Programs are lowered for CUDA, ROCm and TPU and
+looked at, not run; devices are virtual ones of a CPU, and hosts are processes of one
+machine.
+"""
+
+
 def main():
-    """Runs the parts and writes the page of what they found."""
-    parser = argparse.ArgumentParser(prog="tests/trust", description=__doc__)
+    """Runs the parts and writes the pages of what they found."""
+    parser = argparse.ArgumentParser(
+        prog="tests/trust",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--full", action="store_true", help="all of it, in hours")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, default=Path("trust-results"))
     parser.add_argument("--resume", action="store_true", help="keep finished parts")
-    parser.add_argument("--pages", type=Path, help="where to write the pages")
+    parser.add_argument(
+        "--pages", type=Path, help="folder for the pages, such as docs (default: --out)"
+    )
     given = parser.parse_args()
-    outcomes = {}
+    out, found = given.out.resolve(), {}
     for part in given.parts:
-        folder = given.out.resolve() / part
-        finished = folder / "outcome.json"
+        finished = out / part / "outcome.json"
         if given.resume and finished.exists():
-            outcomes[part] = json.loads(finished.read_text())
+            outcome = json.loads(finished.read_text())
         else:
-            outcomes[part] = run(part, folder, ["--full"] if given.full else [])
-    for part, outcome in outcomes.items():
-        print(f"{part}: " + ", ".join(f"{n} {name}" for name, n in outcome.items()))
-    for page in (importlib.import_module(f"pages.{part}") for part in given.parts):
-        print(page)
-    bad = [p for p, o in outcomes.items() if o["failures"] + o["errors"]]
+            outcome = run(part, out / part, ["--full"] if given.full else [])
+        found[part] = outcome, rows(out / part)
+    for part, (outcome, facts) in found.items():
+        counts = ", ".join(f"{n} {name}" for name, n in outcome.items())
+        print(f"{part}: {counts}, {len(facts)} rows")
+    for name, text in page(found, given.full).items():
+        (given.pages or out).joinpath(name).write_text(text)
+    bad = [p for p, (o, _) in found.items() if o["failures"] + o["errors"]]
     raise SystemExit(f"trust: failures in {', '.join(bad)}" if bad else 0)
 
 
