@@ -7,6 +7,7 @@ travels on and the next layer knows what to leave out. A mask alone is pooled by
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, laid, over
@@ -203,7 +204,7 @@ def weighted_max_pool(
     counts = ~(weight <= 0)  # NaN counts
     counts = counts if where is None else counts & where
     some = window_extremum(counts, geometry, True)
-    product = hide(x, counts) * weight
+    product = hide(x, counts) * weight.astype(x.dtype)
     y = hide(window_extremum(product, geometry, True, counts), some)
     weight, _ = jnp.broadcast_arrays(weight, counts)
     pooled = hide(window_extremum(weight, geometry, True, counts), some)
@@ -237,8 +238,8 @@ def _masked(
 def _as_weights(
     caller: str, weights: ArrayLike, x: jax.Array, geometry: Geometry
 ) -> tuple[jax.Array, jax.typing.DTypeLike]:
-    """The weights over the pooled axes, in the dtype of real `x`, and their own."""
+    """The weights over the pooled axes, as wide as real `x` at least, and their dtype."""
     weights = as_array(caller, weights, "weights", ordered=True)
     dtype = mean_dtype(weights.dtype)
-    weights = weights.astype(x.real.dtype)
+    weights = weights.astype(np.promote_types(x.real.dtype, accumulation_dtype(dtype)))
     return over(caller, "weights", weights, x, geometry.pooled), dtype

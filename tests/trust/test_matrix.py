@@ -4,6 +4,7 @@ What is asked of one op with one dtype is compiled as one program where that can
 since most of the time goes into compiling. A failure names the transforms.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transforms
-from contract import WIDE, Case, typical
+from contract import EXCEPT, WIDE, Case, typical
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_contract import representatives
+from test_keys import sampled
 
 import jaxpool
 from jaxpool._core.op import OPS
@@ -48,18 +50,39 @@ class Unpooled(Case):
         return y
 
 
-CASES = {c.op.name: c for c in [*typical(), Unpooled(OPS["max_unpool"], (6, 7), {})]}
+class Sampled(Case):
+    """An op in training, with one key; the oracle is the op, called and no more."""
+
+    def function(self, **_):
+        f = sampled(Case(self.op, self.sizes, self.kwargs, self.batch, self.groups))
+        return lambda x: f(x, jax.random.key(0))
+
+    def expected(self, x, where=None):
+        with transforms.double():
+            return jax.jit(self.function())(x)
+
+
+def named():
+    """The cases by name; ops that sample twice, in evaluation and in training."""
+    for case in [*typical(), Unpooled(OPS["max_unpool"], (6, 7), {})]:
+        yield case.op.name, case
+        if case.op.takes_key:
+            facts = {f.name: getattr(case, f.name) for f in dataclasses.fields(case)}
+            yield f"{case.op.name}, sampling", Sampled(**facts)
+
+
+CASES = dict(named())
 
 
 def rows(quick, dtypes=DTYPES):
     """A row for each op, dtype, and state of 64-bit types; what is `quick`, always."""
     return [
         pytest.param(
-            *(case, dtype, wide),
+            *(name, dtype, wide),
             id=f"{name}-{dtype}-x64={'on' if wide else 'off'}",
             marks=[] if quick(name, dtype, wide) else [pytest.mark.full],
         )
-        for name, case in CASES.items()
+        for name in CASES
         for dtype in dtypes
         for wide in (False, True)
         if wide or dtype not in ONLY_X64
@@ -67,7 +90,7 @@ def rows(quick, dtypes=DTYPES):
 
 
 SOME = representatives()
-CELL = ("case", "dtype", "wide")
+CELL = ("name", "dtype", "wide")
 cells = pytest.mark.parametrize(
     CELL,
     rows(
@@ -107,16 +130,16 @@ def refusal(case, dtype):
     """What the error has to say where an op does not take a dtype, else None."""
     if case.op.integer:
         return None if dtype in ("int8", "uint8") else "must be int8 or uint8"
-    learns = {"params", "weights"} & {*case.op.slots} and case.op.family != "polyphase"
-    return "must be floating" if learns and dtype in INTEGERS else None
+    refuses = dtype in INTEGERS and (case.op.name, "integers") in EXCEPT
+    return "must be floating" if refuses else None
 
 
 class Cells:
     """What one test found of its transforms: kept, and judged together."""
 
-    def __init__(self, record, case, dtype, wide):
-        self.op, self.wrong = case.op.name, []
-        self.record = functools.partial(record, op=self.op, dtype=dtype, x64=wide)
+    def __init__(self, record, name, dtype, wide):
+        self.op, self.wrong = CASES[name].op.name, []
+        self.record = functools.partial(record, op=name, dtype=dtype, x64=wide)
 
     def hold(self, transform, actual, expected, bound):
         """Notes the largest error, as a multiple of the dtype's epsilon."""
@@ -181,16 +204,16 @@ def typed(arrays, dtype):
 
 
 @cells
-def test_values(case, dtype, wide, record):
-    found = Cells(record, case, dtype, wide)
+def test_values(name, dtype, wide, record):
+    case, found = CASES[name], Cells(record, name, dtype, wide)
     wanted, f = refusal(case, dtype), case.function()
     x, z = points(case, dtype)
     a, b = typed((x, z), dtype)
     if wanted:
         with pytest.raises(TypeError, match=f"`{case.op.name}`: .*{wanted}"):
             f(a)
-        for name in transforms.VALUES:
-            found.cannot(name, wanted)
+        for transform in transforms.VALUES:
+            found.cannot(transform, wanted)
         return
 
     of_x, of_z = (jax.tree.leaves(case.expected(np.float64(v))) for v in (x, z))
@@ -204,8 +227,8 @@ def test_values(case, dtype, wide, record):
     results = jax.jit(lambda x, z: {n: t(f, x, z) for n, (_, t) in table.items()})(a, b)
     first = jax.tree.leaves(results["jit"])[0]
     assert first.dtype == result_dtype(case, a)
-    for name, (what, _) in table.items():
-        found.hold(name, results[name], expected[what], VALUE)
+    for transform, (what, _) in table.items():
+        found.hold(transform, results[transform], expected[what], VALUE)
     found.judge()
 
 
@@ -226,8 +249,8 @@ ONE = {"batch": (1,), "channels": 1}
 
 
 @cells
-def test_derivatives(case, dtype, wide, record):
-    found = Cells(record, case, dtype, wide)
+def test_derivatives(name, dtype, wide, record):
+    case, found = CASES[name], Cells(record, name, dtype, wide)
     table = dict(transforms.DERIVATIVES)
     if case.op.family in ("extremum", "average"):
         table |= transforms.THIRD
@@ -237,31 +260,32 @@ def test_derivatives(case, dtype, wide, record):
         wanted = refusal(case, dtype) or "requires real- or complex-valued inputs"
         with pytest.raises(TypeError, match=wanted):
             jax.grad(lambda x: f(x).sum())(x)
-        for name in table:
-            found.cannot(name, "integers have no derivative")
+        for transform in table:
+            found.cannot(transform, "integers have no derivative")
         return
     if case.op.integer:
-        for name in table:
-            found.cannot(name, refusal(case, dtype))
+        for transform in table:
+            found.cannot(transform, refusal(case, dtype))
         return
-    expected = reference(case.op.name, dtype if "float8" in dtype else "bfloat16")
+    expected = reference(name, dtype if "float8" in dtype else "bfloat16")
     x, v = typed((expected.x, expected.z), dtype)
     results = jax.jit(lambda x, v: {n: t(f, x, v) for n, (_, t) in table.items()})(x, v)
     assert results["grad"].dtype == dtype
-    for name, (what, _) in table.items():
-        found.hold(name, results[name], expected[what], BOUNDS.get(name, FIRST))
+    for transform, (what, _) in table.items():
+        bound = BOUNDS.get(transform, FIRST)
+        found.hold(transform, results[transform], expected[what], bound)
     found.judge()
 
 
 @every_op
-def test_derivatives_are_those_of_the_values(case, dtype, wide):
+def test_derivatives_are_those_of_the_values(name, dtype, wide):
     """By central differences of what is one order lower, for every element."""
-    if case.op.integer:
+    if CASES[name].op.integer:
         return
-    expected = reference(case.op.name, "bfloat16")
-    for name, slopes in expected.differences().items():
+    expected = reference(name, "bfloat16")
+    for what, slopes in expected.differences().items():
         scale = max(np.abs(slopes).max(), 1)
-        assert np.abs(slopes - expected[name]).max() <= 1e-8 * scale, name
+        assert np.abs(slopes - expected[what]).max() <= 1e-8 * scale, what
 
 
 def gradient_of(case):
@@ -274,7 +298,7 @@ def gradient_of(case):
 def layouts(case, x):
     """The axis that each layout splits in two."""
     axes = {"batch": 0, "height": x.ndim - 1 - len(case.sizes), "channels": x.ndim - 1}
-    return {name: a for name, a in axes.items() if x.shape[a] % 2 == 0}
+    return {layout: a for layout, a in axes.items() if x.shape[a] % 2 == 0}
 
 
 def split(x, mesh, axis):
@@ -282,9 +306,9 @@ def split(x, mesh, axis):
 
 
 @cells
-def test_sharding(case, dtype, wide, record):
+def test_sharding(name, dtype, wide, record):
     """Two devices: sharded by hand, by the compiler, and as the types say."""
-    found = Cells(record, case, dtype, wide)
+    case, found = CASES[name], Cells(record, name, dtype, wide)
     if refusal(case, dtype):
         return
     (x,) = typed([exact(case, dtype, batch=(4,))], dtype)
@@ -295,15 +319,15 @@ def test_sharding(case, dtype, wide, record):
 
     expected = jax.jit(both)(x)
     axes = layouts(case, x)
-    for name in {"batch", "height", "channels"} - set(axes):
+    for layout in {"batch", "height", "channels"} - set(axes):
         for kind in ("auto", "explicit"):
-            found.cannot(f"{kind} {name}", "an odd size has no halves")
+            found.cannot(f"{kind} {layout}", "an odd size has no halves")
 
     mesh = jax.make_mesh((2,), ("two",), axis_types=(AxisType.Auto,))
-    given = {name: split(x, mesh, a) for name, a in axes.items()}
+    given = {layout: split(x, mesh, a) for layout, a in axes.items()}
     results = jax.jit(lambda tree: jax.tree.map(both, tree))(given)
-    for name, result in results.items():
-        found.hold(f"auto {name}", result, expected, VALUE)
+    for layout, result in results.items():
+        found.hold(f"auto {layout}", result, expected, VALUE)
 
     rows = PartitionSpec("two")
     mapped = jax.shard_map(both, mesh=mesh, in_specs=rows, out_specs=rows)
@@ -318,41 +342,42 @@ def test_sharding(case, dtype, wide, record):
 
     mesh = jax.make_mesh((2,), ("two",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        for name, axis in axes.items():
+        for layout, axis in axes.items():
             explicit = split(x, mesh, axis)
-            if found.refused(f"explicit {name}", f, explicit):
+            if found.refused(f"explicit {layout}", f, explicit):
                 whole = jax.sharding.auto_axes(both, out_sharding=PartitionSpec())
                 found.hold("auto_axes", jax.jit(whole)(explicit), expected, VALUE)
             else:
                 result = jax.jit(both)(explicit)
-                found.hold(f"explicit {name}", result, expected, VALUE)
+                found.hold(f"explicit {layout}", result, expected, VALUE)
     found.judge()
 
 
 @cells
-def test_export(case, dtype, wide, record):
+def test_export(name, dtype, wide, record):
     """One artefact for all platforms, with its derivative, read again and called."""
-    found = Cells(record, case, dtype, wide)
+    case, found = CASES[name], Cells(record, name, dtype, wide)
     if refusal(case, dtype):
         return
     (x,) = typed([exact(case, dtype)], dtype)
     f = case.differentiable
     smooth = dtype not in INTEGERS and not case.op.integer
     symbols = {"export batch": 1, "export sizes": 1 + len(case.sizes)}
-    for name, count in symbols.items():
+    for transform, count in symbols.items():
         sizes = [f"n{i}" if i < count else str(n) for i, n in enumerate(x.shape)]
         least = [f"n{i} >= {x.shape[i]}" for i in range(1, count)]
         shape = jax.export.symbolic_shape(",".join(sizes), constraints=least)
         spec = jax.ShapeDtypeStruct(shape, x.dtype)
-        if found.refused(name, f, spec):
+        if found.refused(transform, f, spec):
             continue
         program = jax.export.export(jax.jit(f), platforms=PLATFORMS)(spec)
         again = jax.export.deserialize(program.serialize(vjp_order=int(smooth)))
         assert set(again.platforms) == set(PLATFORMS)
-        found.hold(name, again.call(x), jax.jit(f)(x), VALUE)
+        found.hold(transform, again.call(x), jax.jit(f)(x), VALUE)
         if smooth:
             loss = transforms.loss_of(again.call)
-            found.hold(f"{name}, grad", jax.grad(loss)(x), gradient_of(case)(x), FIRST)
+            wanted = gradient_of(case)(x)
+            found.hold(f"{transform}, grad", jax.grad(loss)(x), wanted, FIRST)
     found.judge()
 
 

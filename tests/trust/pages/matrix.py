@@ -16,10 +16,6 @@ def _seen(rows):
     return seen
 
 
-def _floating(dtype):
-    return "float" in dtype
-
-
 def _mark(cells, notes):
     """What stands in the table for one op and one transform."""
     reasons = {reason for reason in cells.values() if isinstance(reason, str)}
