@@ -1,14 +1,17 @@
 """Images to compare on: loaded by name, checked, and standardized."""
 
 import hashlib
+import io
+import os
+import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxpool._core.window import fail
 from jaxpool.compare.settings import UserError, check
 
 __all__ = ["Dataset", "load"]
@@ -161,22 +164,73 @@ def _hugging_face(name: str) -> dict[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    # np.load also reads .npy and, where allowed, pickles: neither is an archive.
-    check(path.is_file(), "data", "must be an existing file", str(path))
-    check(zipfile.is_zipfile(path), "data", "must be a whole .npz archive", str(path))
-    arrays = {}
-    with np.load(path, allow_pickle=False) as file:
-        missing = [key for key in _ARRAYS if key not in file]
+    """Reads an archive that may be damaged or hostile.
+
+    `np.load` would trust it: it makes arrays as large as headers say, before it reads
+    them. Here each array is a view of bytes whose checksum was right.
+    """
+    check(os.path.isfile(path), "data", "must be an existing file", str(path))
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory makes it raise many kinds
+        rule = f"must be a whole .npz archive ({_first_line(error)})"
+        raise fail("compare", "data", rule, str(path), UserError) from error
+    with archive:
+        names = {key: f"{key}.npy" for key in _ARRAYS}
+        missing = [k for k, name in names.items() if name not in archive.NameToInfo]
         rule = f"{path} must hold {', '.join(_ARRAYS)}"
         check(not missing, "data", rule, f"none of the name {', '.join(missing)}")
-        for key in _ARRAYS:
+        members = [archive.getinfo(name) for name in names.values()]
+        packed = sum(member.compress_size for member in members)
+        rule = f"{path} must be a whole .npz archive, of at least {packed:,} bytes"
+        actual = os.path.getsize(path)
+        check(packed <= actual, "data", rule, actual)
+        size = sum(member.file_size for member in members)
+        rule = f"{path} must hold arrays that fit into memory"
+        check(size <= memory(), "data", rule, f"{size:,} bytes")
+        arrays = {}
+        for key, name in names.items():
             try:
-                arrays[key] = file[key]
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                arrays[key] = _array(archive.read(name))
+            except Exception as error:  # whatever damage makes zlib and others raise
                 raise UserError(
-                    f"`compare`: `data` {path}: {key} cannot be read: {error}"
+                    f"`compare`: `data` {path}: {key} cannot be read: "
+                    f"{_first_line(error)}"
                 ) from error
     return arrays
+
+
+def _array(contents: bytes) -> np.ndarray:
+    """Returns the array in the bytes of an .npy file, as a view of them."""
+    file = io.BytesIO(contents)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"Version {version} of .npy holds no plain numbers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python 2 wrote it is no harm
+        shape, by_columns, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays are pickles, which are never loaded")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"Its shape is {shape}")
+    order = "F" if by_columns else "C"
+    return np.ndarray(shape, dtype, contents, file.tell(), order=order)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def memory() -> int:
+    """Returns the bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows does not tell
+        return 2**63
 
 
 def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
@@ -214,17 +268,29 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
     classes = len(present)
     rule = "must have every label from 0 to n - 1, with n of at least 2"
     good = classes > 1 and np.array_equal(present, np.arange(classes))
-    require(good, "y_train", rule, present.tolist())
+    require(good, "y_train", rule, _some(present))
     unknown = np.setdiff1d(labels["test"], present)
     rule = f"must have labels from 0 to {classes - 1}, as in y_train"
-    require(unknown.size == 0, "y_test", rule, unknown.tolist())
+    require(unknown.size == 0, "y_test", rule, _some(unknown))
 
-    mean, std = images["train"].mean(), images["train"].std()
-    require(std > 0, "x_train", "must not be constant", float(mean))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = images["train"].mean(), images["train"].std()
+        require(std != 0, "x_train", "must not be constant", float(mean))
+        for split, x in images.items():
+            images[split] = x = (x - mean) / std
+            rule = "must fit into float32 when it is standardized"
+            bad = int(np.count_nonzero(~np.isfinite(x)))
+            require(bad == 0, f"x_{split}", rule, f"{bad} NaN or infinite values")
     return Dataset(
-        (images["train"] - mean) / std,
+        images["train"],
         labels["train"].astype(np.int32),
-        (images["test"] - mean) / std,
+        images["test"],
         labels["test"].astype(np.int32),
         classes,
     )
+
+
+def _some(labels: np.ndarray) -> str | list[int]:
+    """Returns labels for a message, the first few where there are many."""
+    shown = labels[:9].tolist()
+    return shown if len(labels) < 10 else f"{shown} and {len(labels) - 9} more"
