@@ -1,6 +1,7 @@
 """The results for people: a table in the terminal, in Markdown, and a picture."""
 
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxpool.compare.results import Results, accuracies, ranked, replace
 from jaxpool.compare.timing import ROUNDS
@@ -49,7 +51,8 @@ _FAR = 10
 def print_table(results: Results) -> None:
     """Prints the results as a table on standard output."""
     style: dict[str, Any] = {"padding": 0, "pad_edge": False, "show_edge": False}
-    table = Table(box=SIMPLE_HEAD, title=_title(results), **style)
+    # Text: in the name of a file, brackets and dollars mean themselves.
+    table = Table(box=SIMPLE_HEAD, title=Text(_title(results)), **style)
     for name in _header(results):
         table.add_column(
             name.replace(" ", "\n"),  # narrow enough for 80 columns
@@ -70,7 +73,9 @@ def write_report(folder: Path, results: Results) -> None:
     text = _markdown(results)
     replace(folder / "results.md", lambda path: path.write_text(text, "utf-8"))
     figure = _figure(results)
-    replace(folder / "results.png", lambda path: figure.savefig(path, dpi=160))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a file's name
+        replace(folder / "results.png", lambda path: figure.savefig(path, dpi=160))
 
 
 def summary(name: str, entry: dict[str, Any]) -> str:
@@ -85,7 +90,9 @@ def _title(results: Results) -> str:
     settings, environment = results["settings"], results["environment"]
     device, count = environment["device"], environment["devices"]
     devices = device if count == 1 else f"{count} × {device}"
-    return f"Pooling on {settings['data']}, {settings['model']} model, {devices}"
+    # The name of a file may hold bytes that are no text.
+    data = settings["data"].encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"Pooling on {data}, {settings['model']} model, {devices}"
 
 
 def _subtitle(results: Results) -> str:
@@ -185,7 +192,7 @@ def _figure(results: Results) -> Figure:
         top=1 - 0.95 / height,
         wspace=0.12,
     )
-    text = {"x": 0.015, "va": "top", "color": _TEXT}
+    text = {"x": 0.015, "va": "top", "color": _TEXT, "parse_math": False}
     figure.text(y=1 - 0.14 / height, s=_title(results), size=14, weight="bold", **text)
     figure.text(y=1 - 0.44 / height, s=_subtitle(results), size=9.5, **text)
 
