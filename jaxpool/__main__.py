@@ -1,6 +1,7 @@
 """The command line: `jaxpool` or `python -m jaxpool`."""
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -133,6 +134,11 @@ def _add_bench(commands) -> None:
         metavar="DIR",
         help="where results go, in place of earlier ones",
     )
+    option(
+        "--resume",
+        action="store_true",
+        help="go on from the results in --out, all else as it was",
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -149,19 +155,22 @@ def _compare(arguments: list[str], options: dict) -> int:
     try:
         compare(**options)
         print_results(options["out"])
-    except (UserError, OSError) as error:
+    except UserError as error:
         print(f"jaxpool compare: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"jaxpool compare: {error}", file=sys.stderr)
+        _say_how_to_go_on("Stopped", arguments)
+        return 2
     except KeyboardInterrupt:
-        print_results(options["out"])
-        again = shlex.join([*(a for a in arguments if a != "--resume"), "--resume"])
-        print(f"Interrupted. To go on: jaxpool {again}", file=sys.stderr)
+        with contextlib.suppress(UserError):
+            print_results(options["out"])
+        _say_how_to_go_on("Interrupted", arguments)
         return 130
     return 0
 
 
 def _bench(arguments: list[str], options: dict) -> int:
-    del arguments
     try:
         from jaxpool.bench import UserError, bench, print_tables
     except ModuleNotFoundError as error:
@@ -170,11 +179,23 @@ def _bench(arguments: list[str], options: dict) -> int:
         return 2
     try:
         results = bench(**options)
-    except (UserError, OSError) as error:
+    except UserError as error:
         print(f"jaxpool bench: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"jaxpool bench: {error}", file=sys.stderr)
+        _say_how_to_go_on("Stopped", arguments)
+        return 2
     print_tables(results)
-    return 130 if results["interrupted"] else 0
+    if results["interrupted"]:
+        _say_how_to_go_on("Interrupted", arguments)
+        return 130
+    return 0
+
+
+def _say_how_to_go_on(what: str, arguments: list[str]) -> None:
+    again = shlex.join([*(a for a in arguments if a != "--resume"), "--resume"])
+    print(f"{what}. To go on: jaxpool {again}", file=sys.stderr)
 
 
 if __name__ == "__main__":

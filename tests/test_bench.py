@@ -288,6 +288,32 @@ def test_interrupt_before_the_first_case(tiny, tmp_path, monkeypatch, capfd):
     assert "earlier" not in capfd.readouterr().out
 
 
+def test_resume_goes_on(tiny, tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        assert main(command(tmp_path)) == 130
+    again = f"To go on: jaxpool {' '.join(command(tmp_path))} --resume\n"
+    assert again in capfd.readouterr().err
+    kept = read(tmp_path)["rows"]
+    assert main([*command(tmp_path), "--resume"]) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["1-d", "1-d"]
+    results = read(tmp_path)
+    assert results["rows"][:2] == kept
+    assert [row["case"] for row in results["rows"]] == ["2-d", "2-d", "1-d", "1-d"]
+    assert not results["interrupted"]
+    assert len(results["summary"]) == 2 * 2 * 2
+    assert "interrupted" not in (tmp_path / "bench.md").read_text("utf-8")
+
+
+def test_resume_refuses_other_settings(finished, capfd):
+    before = (finished / "bench.json").read_bytes()
+    assert main([*command(finished), "--resume", "--rounds=2"]) == 2
+    line = capfd.readouterr().err
+    assert "`resume` must go on alike; got 'rounds was 1 and is 2'" in line
+    assert (finished / "bench.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -15,7 +15,9 @@ from jaxpool.bench.contestants import PEERS, Contestant, contestants
 from jaxpool.bench.problem import Problem, itemsize, memory
 from jaxpool.bench.report import line, print_tables, write_report
 from jaxpool.bench.results import FILE, Results, Row, begin, save
+from jaxpool.bench.saved import go_on
 from jaxpool.bench.settings import Settings
+from jaxpool.compare.files import reserve
 from jaxpool.compare.run import progress_bar
 from jaxpool.compare.settings import UserError
 
@@ -33,6 +35,7 @@ def bench(
     rounds: int = 9,
     model: str | None = None,
     out: str | Path = "jaxpool-bench",
+    resume: bool = False,
 ) -> Results:
     """Times jaxpool and its peers on the same problems, in turns.
 
@@ -52,12 +55,17 @@ def bench(
         of pools.
       out: the folder for bench.json, bench.md and bench.png; what an earlier run left
         there is replaced.
+      resume: go on from `out` instead, keeping the cases that are finished there.
+        Everything else must be as it was.
 
     Returns:
       What bench.json holds, see `jaxpool.bench.results.Results`.
 
     Raises:
-      UserError: (a ValueError) for an argument that breaks a rule.
+      UserError: (a ValueError) for an argument that breaks a rule, or an `out` that
+        cannot be resumed, cannot be written to, or is in use by another process.
+      OSError: for a disk that is full, or fails otherwise, later on. What was finished
+        before is kept.
     """
     settings = Settings(
         tuple(suite),
@@ -73,23 +81,27 @@ def bench(
     present = {name: who for name, who in known.items() if who.installed()}
     results = begin(asdict(settings), [name for name in known if name not in present])
     path = Path(out) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     jobs = _jobs(settings, present)
-    with progress_bar() as progress:
-        bar = progress.add_task("", total=len(jobs))
+    with reserve("bench", path), progress_bar() as progress:
+        if resume and path.exists():
+            results = go_on(path, results)
+        finished = {row["job"] for row in results["rows"]}
+        bar = progress.add_task("", total=len(jobs), completed=len(finished))
         try:
-            for name, job in jobs:
+            for number, (name, job) in enumerate(jobs):
+                if number in finished:
+                    continue
                 progress.update(bar, description=name)
                 rows = job()
-                save(path, results, rows)
+                save(path, results, rows, number)
                 progress.advance(bar)
                 for row in results["rows"][-len(rows) :]:
                     progress.console.print(line(row))
         except KeyboardInterrupt:
             results["interrupted"] = True
-    if results["rows"]:
-        save(path, results, [])
-        write_report(path.parent, results)
+        if results["rows"]:
+            save(path, results)
+            write_report(path.parent, results)
     return results
 
 

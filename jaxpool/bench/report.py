@@ -15,7 +15,7 @@ from jaxpool.bench.contestants import OURS, PEERS, YARDSTICK
 from jaxpool.bench.models import STRIDE
 from jaxpool.bench.ops import BOUNDS, MEAN, Bound, temporaries
 from jaxpool.bench.results import Results
-from jaxpool.compare.results import replace
+from jaxpool.compare.files import replace
 
 __all__ = ["line", "print_tables", "write_report"]
 

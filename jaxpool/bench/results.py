@@ -25,8 +25,8 @@ Results = dict[str, Any]
 
 `settings` and `environment` say what was timed where, `not_installed` which peers were
 missing, `interrupted` whether the run was. `rows` holds a row for each case and pass
-(the attributes of `Row`, and `ratios`: times in units of the base's), `summary` what
-`summarize` makes of them.
+(the attributes of `Row`, `job`: the number of the case among all that were asked for,
+and `ratios`: times in units of the base's), `summary` what `summarize` makes of them.
 """
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "equinox", "keras", "torch")
@@ -97,9 +97,11 @@ def begin(settings: Mapping[str, Any], missing: Sequence[str]) -> Results:
     }
 
 
-def save(path: Path, results: Results, rows: Sequence[Row]) -> None:
-    """Adds rows to the results and writes them."""
-    results["rows"] += [{**asdict(row), "ratios": row.ratios} for row in rows]
+def save(path: Path, results: Results, rows: Sequence[Row] = (), job: int = 0) -> None:
+    """Adds the rows of a job to the results and writes them."""
+    results["rows"] += [
+        {"job": job, **asdict(row), "ratios": row.ratios} for row in rows
+    ]
     results["summary"] = summarize(results["rows"])
     write(path, results)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpool.compare.data import Dataset, load
+from jaxpool.compare.files import reserve
 from jaxpool.compare.methods import choose, left_out
 from jaxpool.compare.report import print_table, write_report
-from jaxpool.compare.results import FILE, Results, begin, read
+from jaxpool.compare.results import FILE, Results, begin, ranked, read
 from jaxpool.compare.run import Run, progress_bar
 from jaxpool.compare.settings import MODELS, Settings, UserError, check, check_count
 
@@ -64,21 +65,22 @@ def compare(
 
     Raises:
       UserError: (a ValueError) for an argument that breaks a rule, or an `out` that
-        holds results which are not to be resumed or cannot be.
+        holds results which are not to be resumed or cannot be, cannot be written to,
+        or is in use by another process.
+      OSError: for a disk that is full, or fails otherwise, later on. What was finished
+        before is kept.
     """
     settings = Settings(data, model, epochs, batch, lr)
     chosen = choose(methods)
     check_count("seeds", seeds)
     path = Path(out) / FILE
-    rule = "must hold no results yet (pass --resume to go on, or another --out)"
-    check(resume or not path.exists(), "out", rule, str(out))
-    previous = read(path) if path.exists() else None
-    dataset = load(data)
-    _check_fits(settings, dataset)
-    results = begin(settings, dataset, previous)
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    with progress_bar() as progress:
+    with reserve("compare", path), progress_bar() as progress:
+        rule = "must hold no results yet (pass --resume to go on, or another --out)"
+        check(resume or not path.exists(), "out", rule, str(out))
+        previous = read(path) if path.exists() else None
+        dataset = load(data)
+        _check_fits(settings, dataset)
+        results = begin(settings, dataset, previous)
         if "all" in methods:
             for reason, names in left_out().items():
                 line = f"Left out: {', '.join(names)} ({reason})"
@@ -87,15 +89,15 @@ def compare(
         for method in progress.track(chosen, description="all methods"):
             run.train(method, seeds)
         run.measure()
-    write_report(path.parent, results)
+        write_report(path.parent, results)
     return results
 
 
 def print_results(out: str | Path) -> None:
     """Prints the table of what is finished in the folder `out`, if anything is."""
     path = Path(out) / FILE
-    if path.exists():
-        print_table(read(path))
+    if path.exists() and ranked(results := read(path)):
+        print_table(results)
 
 
 def _check_fits(settings: Settings, dataset: Dataset) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxpool.compare.results import Results, accuracies, ranked, replace
+from jaxpool.compare.files import replace
+from jaxpool.compare.results import Results, accuracies, ranked
 from jaxpool.compare.timing import ROUNDS
 from jaxpool.compare.verdict import (
     Verdict,

@@ -1,10 +1,9 @@
 """results.json: what it holds, and how it survives an interruption."""
 
 import json
-import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +14,29 @@ import jax
 import optax
 
 import jaxpool
+from jaxpool.compare import files
 from jaxpool.compare.data import Dataset
-from jaxpool.compare.settings import Settings, UserError, check
+from jaxpool.compare.files import replace
+from jaxpool.compare.forms import (
+    AMOUNT,
+    ANYTHING,
+    COUNT,
+    NUMBER,
+    SHARE,
+    Form,
+    optional,
+)
+from jaxpool.compare.methods import all_methods
+from jaxpool.compare.settings import Settings, check
 
 __all__ = [
     "FILE",
     "Results",
     "accuracies",
     "begin",
+    "differences",
     "ranked",
     "read",
-    "replace",
     "write",
 ]
 
@@ -38,6 +49,26 @@ Results = dict[str, Any]
 method's name to its `runs` (see `jaxpool.compare.training.train`) and, once they are
 measured, its `costs` (see `jaxpool.compare.timing.measure`).
 """
+
+_RUN: Form = {
+    "seed": COUNT,
+    "accuracy": SHARE,
+    "first_loss": NUMBER,
+    "loss": NUMBER,
+    "moved": optional(NUMBER),
+}
+_COSTS: Form = {
+    "inference_ms": AMOUNT,
+    "train_step_ms": AMOUNT,
+    "inference_bytes": optional(COUNT),
+    "train_bytes": optional(COUNT),
+    "parameters": COUNT,
+    "learned": COUNT,
+}
+_FORM: Form = {
+    **{key: {"": ANYTHING} for key in ("settings", "data", "environment")},
+    "methods": {"": {"runs": [_RUN], "costs?": _COSTS}},
+}
 
 
 def begin(settings: Settings, dataset: Dataset, previous: Results | None) -> Results:
@@ -65,39 +96,39 @@ def begin(settings: Settings, dataset: Dataset, previous: Results | None) -> Res
     }
     if previous is None:
         return results
-    different = [
-        f"{key} was {previous[part].get(key)!r} and is {value!r}"
-        for part in ("settings", "data", "environment")
-        for key, value in results[part].items()
-        if previous[part].get(key) != value
-    ]
-    check(not different, "resume", "must go on alike", "; ".join(different))
+    different = differences(previous, results, ("settings", "data", "environment"))
+    check(not different, "resume", "must go on alike", different)
+    unknown = ", ".join(sorted(previous["methods"].keys() - all_methods().keys()))
+    check(not unknown, "resume", "must go on with methods that exist", unknown)
     return previous
+
+
+def differences(previous: Results, results: Results, parts: Sequence[str]) -> str:
+    """Returns what was different in parts of earlier results, "" if nothing was."""
+    return "; ".join(
+        f"{key} was {previous[part].get(key, 'missing')!r} and is {value!r}"
+        for part in parts
+        for key, value in results[part].items()
+        if previous[part].get(key, "missing") != value
+    )
 
 
 def read(path: Path) -> Results:
     """Reads results.json; raises `UserError` if it is not whole."""
-    try:
-        results = json.loads(path.read_text())
-        parts = {"settings", "data", "environment", "methods"}
-        if not parts <= results.keys():
-            raise ValueError(f"it lacks some of {', '.join(sorted(parts))}")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"`compare`: {path} is not readable: {error}") from error
-    return results
+    return files.read("compare", path, _FORM, _check_seeds)
+
+
+def _check_seeds(results: Results) -> None:
+    for name, entry in results["methods"].items():
+        seeds = [run["seed"] for run in entry["runs"]]
+        if len({*seeds}) < len(seeds):
+            raise ValueError(f"methods.{name}.runs must differ in seed; got {seeds}")
 
 
 def write(path: Path, results: Results) -> None:
     """Writes results.json."""
     text = json.dumps(results, indent=2) + "\n"
     replace(path, lambda temporary: temporary.write_text(text))
-
-
-def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file under a temporary name, so that `path` is never half written."""
-    temporary = path.with_stem(f".{path.stem}.unfinished")
-    make(temporary)
-    os.replace(temporary, path)
 
 
 def accuracies(entry: dict[str, Any]) -> list[float]:
