@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jaxpool import __version__
+from jaxpool._core.window import fail
 
 __all__ = ["main"]
 
@@ -74,6 +77,15 @@ def _add_compare(commands) -> None:
         "--resume",
         action="store_true",
         help="go on from the results in --out; methods and seeds may be added",
+    )
+    option(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT,N,I",
+        help="one of several processes, each started with these arguments: JAX finds "
+        "the others (TPU pods, Slurm, Open MPI), or this is process I of N, which meet "
+        "at the HOST:PORT of process 0",
     )
 
 
@@ -146,6 +158,44 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _compare(arguments: list[str], options: dict) -> int:
+    address = options.pop("distributed")
+    if address is None:
+        return _compare_here(arguments, options)
+    try:
+        _meet(address)
+    except (ValueError, RuntimeError) as error:
+        print(f"jaxpool compare: {error}", file=sys.stderr)
+        return 2
+    try:
+        code = _compare_here(arguments, options)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        # JAX would wait at the exit for the others, who wait for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _meet(address: str) -> None:
+    """Joins the processes that compare together, before JAX looks for devices."""
+    import jax
+
+    if not address:
+        jax.distributed.initialize()
+        return
+    try:
+        coordinator, count, index = address.split(",")
+        numbers = int(count), int(index)
+    except ValueError:
+        rule = "must be HOST:PORT,N,I, or nothing where JAX finds the processes"
+        raise fail("compare", "distributed", rule, address) from None
+    jax.distributed.initialize(coordinator, *numbers)
+
+
+def _compare_here(arguments: list[str], options: dict) -> int:
     try:
         from jaxpool.compare import UserError, compare, print_results
     except ModuleNotFoundError as error:

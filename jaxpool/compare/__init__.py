@@ -3,12 +3,16 @@
 Needs the packages of the extra `jaxpool[compare]`.
 """
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jaxpool.compare.data import Dataset, load
 from jaxpool.compare.files import reserve
-from jaxpool.compare.methods import choose, left_out
+from jaxpool.compare.methods import Method, choose, left_out
+from jaxpool.compare.processes import is_first, of_first, together
 from jaxpool.compare.report import print_table, write_report
 from jaxpool.compare.results import FILE, Results, begin, ranked, read
 from jaxpool.compare.run import Run, progress_bar
@@ -47,6 +51,10 @@ def compare(
     Every finished seed is saved at once, so that an interrupted run can be resumed.
     Progress goes to standard error.
 
+    On several hosts, call `jax.distributed.initialize` first, and this in every process
+    with the same arguments: a step is one batch over all devices, and the first process
+    alone reads and writes `out`.
+
     Args:
       data: `mnist5k`, `digits`, `hf:NAME` or the path of an .npz file.
       methods: names of methods or of families of ops (`family:NAME` where a method
@@ -66,21 +74,34 @@ def compare(
     Raises:
       UserError: (a ValueError) for an argument that breaks a rule, or an `out` that
         holds results which are not to be resumed or cannot be, cannot be written to,
-        or is in use by another process.
+        or is in use by another process; in every process, if it is one in any of them.
       OSError: for a disk that is full, or fails otherwise, later on. What was finished
         before is kept.
     """
-    settings = Settings(data, model, epochs, batch, lr)
-    chosen = choose(methods)
-    check_count("seeds", seeds)
     path = Path(out) / FILE
-    with reserve("compare", path), progress_bar() as progress:
+
+    def request() -> tuple[Settings, list[Method]]:
+        check_count("seeds", seeds)
+        return Settings(data, model, epochs, batch, lr), choose(methods)
+
+    def earlier() -> Results | None:
         rule = "must hold no results yet (pass --resume to go on, or another --out)"
         check(resume or not path.exists(), "out", rule, str(out))
-        previous = read(path) if path.exists() else None
+        return read(path) if path.exists() else None
+
+    def prepare() -> tuple[Dataset, Results]:
         dataset = load(data)
         _check_fits(settings, dataset)
-        results = begin(settings, dataset, previous)
+        return dataset, begin(settings, dataset, previous)
+
+    settings, chosen = together(request)
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(reserve("compare", path)))
+        previous = of_first(earlier)
+        dataset, results = together(prepare)
+        names = [method.name for method in chosen]
+        _check_alike([asdict(settings), dataset.summary(), names, seeds])
+        progress = held.enter_context(progress_bar())
         if "all" in methods:
             for reason, names in left_out().items():
                 line = f"Left out: {', '.join(names)} ({reason})"
@@ -89,15 +110,22 @@ def compare(
         for method in progress.track(chosen, description="all methods"):
             run.train(method, seeds)
         run.measure()
-        write_report(path.parent, results)
+        together(lambda: write_report(path.parent, results) if is_first() else None)
     return results
 
 
 def print_results(out: str | Path) -> None:
     """Prints the table of what is finished in the folder `out`, if anything is."""
     path = Path(out) / FILE
-    if path.exists() and ranked(results := read(path)):
+    if is_first() and path.exists() and ranked(results := read(path)):
         print_table(results)
+
+
+def _check_alike(request: list[Any]) -> None:
+    """Raises `UserError` in every process where one was asked for something else."""
+    first = of_first(lambda: request)
+    rule = "must be started alike: the same arguments and images in every process"
+    together(lambda: check(request == first, "distributed", rule, request))
 
 
 def _check_fits(settings: Settings, dataset: Dataset) -> None:

@@ -14,6 +14,7 @@ from rich.progress import (
 
 from jaxpool.compare.data import Dataset
 from jaxpool.compare.methods import Method, all_methods
+from jaxpool.compare.processes import is_first, together
 from jaxpool.compare.report import summary
 from jaxpool.compare.results import Results, write
 from jaxpool.compare.settings import Settings
@@ -24,8 +25,9 @@ __all__ = ["Run", "progress_bar"]
 
 
 def progress_bar() -> Progress:
-    """Returns a bar on standard error, which shows in a terminal only."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    """Returns a bar on standard error, which shows in the first process's terminal."""
+    quiet = not is_first()
+    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
     return Progress(
         "{task.description}",
         BarColumn(),
@@ -33,7 +35,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
     )
 
 
@@ -81,7 +83,7 @@ class Run:
             on_step = partial(self.progress.advance, bar)
             run = train(program, self.dataset, self.settings, seed, on_step)
             entry["runs"].append(run)
-            write(self.path, self.results)
+            self._write()
         self.progress.remove_task(bar)
         self.progress.console.print(summary(method.name, entry))
 
@@ -92,14 +94,17 @@ class Run:
             return
         known = all_methods()
         bar = self.progress.add_task("", total=ROUNDS + 1)
-        for name in entries.keys() - self.programs.keys():
+        for name in [name for name in entries if name not in self.programs]:
             self._compile(known[name], bar)
         self.progress.update(bar, description="measuring: round")
         on_round = partial(self.progress.advance, bar)
         costs = measure(self.programs, self.dataset, self.settings, on_round)
         for name, entry in entries.items():
             entry["costs"] = costs[name]
-        write(self.path, self.results)
+        self._write()
+
+    def _write(self) -> None:
+        together(lambda: write(self.path, self.results) if is_first() else None)
 
     def _compile(self, method: Method, bar: TaskID) -> Program:
         self.progress.update(bar, description=f"{method.name}: compiling")

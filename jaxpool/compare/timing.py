@@ -9,7 +9,7 @@ import jax
 
 from jaxpool.compare.data import Dataset
 from jaxpool.compare.settings import Settings
-from jaxpool.compare.training import Program, shardings
+from jaxpool.compare.training import Program, on_devices, shardings
 
 __all__ = ["ROUNDS", "measure"]
 
@@ -26,7 +26,8 @@ def measure(
     """Measures programs side by side.
 
     Each round runs every method once, so that what else the machine does in the
-    meantime falls on all of them alike.
+    meantime falls on all of them alike. With several processes each takes its own
+    time, of steps that all of them take together.
 
     Returns:
       For each method `inference_ms` and `train_step_ms`, the median time of one
@@ -34,9 +35,9 @@ def measure(
       batch on each device, or None where the backend does not tell; `parameters`, and
       the pooling layers' share of them, `learned`.
     """
-    _, split = shardings()
-    images = jax.device_put(dataset.x_train[: settings.batch], split)
-    labels = jax.device_put(dataset.y_train[: settings.batch], split)
+    _, split, labelled = shardings()
+    images = on_devices(dataset.x_train[: settings.batch], split)
+    labels = on_devices(dataset.y_train[: settings.batch], labelled)
     states = {name: program.init(0) for name, program in programs.items()}
     inference = {name: [] for name in programs}
     training = {name: [] for name in programs}

@@ -1,4 +1,4 @@
-"""Training and testing of one method, on all devices at once."""
+"""Training and testing of one method, on all devices of all processes at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ __all__ = [
     "Program",
     "State",
     "compile_program",
+    "on_devices",
     "shardings",
     "steps_per_epoch",
     "train",
@@ -41,7 +42,7 @@ class Program:
     Attributes:
       init: makes the state that a seed starts from.
       step: (state, images, labels) -> (state, loss); the state is donated.
-      infer: (params, rest, images) -> logits [B, classes].
+      infer: (params, rest, images) -> logits [B, classes], replicated.
       parameters: number of trained values.
       learned: state -> the pooling layers' share of them [n].
     """
@@ -53,11 +54,16 @@ class Program:
     learned: Callable[[State], np.ndarray]
 
 
-def shardings() -> tuple[NamedSharding, NamedSharding]:
-    """Returns where state and batches live: replicated, and split over devices."""
+def shardings() -> tuple[NamedSharding, NamedSharding, NamedSharding]:
+    """Returns where state, images and labels live: replicated, and split in batches."""
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
-    return NamedSharding(mesh, PartitionSpec()), split
+    return NamedSharding(mesh, PartitionSpec()), split, split
+
+
+def on_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds where it belongs."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def steps_per_epoch(dataset: Dataset, settings: Settings) -> int:
@@ -67,7 +73,7 @@ def steps_per_epoch(dataset: Dataset, settings: Settings) -> int:
 
 def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Program:
     """Compiles a method's train step and inference, each once for all seeds."""
-    replicated, split = shardings()
+    replicated, split, labelled = shardings()
     steps = settings.epochs * steps_per_epoch(dataset, settings)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.lr, steps))
 
@@ -77,8 +83,9 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
 
     def init(seed: int) -> State:
         _, params, rest = nnx.split(model(seed), nnx.Param, ...)
-        return jax.device_put(State(params, rest, optimizer.init(params)), replicated)
+        return everywhere(State(params, rest, optimizer.init(params)))
 
+    everywhere = jax.jit(lambda state: state, out_shardings=replicated)
     graph = nnx.graphdef(model(0))
 
     def step(state: State, images: jax.Array, labels: jax.Array):
@@ -111,11 +118,11 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
     jit_step = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(replicated, split, split),
+        in_shardings=(replicated, split, labelled),
         out_shardings=replicated,
     )
     jit_infer = jax.jit(
-        infer, in_shardings=(replicated, replicated, split), out_shardings=split
+        infer, in_shardings=(replicated, replicated, split), out_shardings=replicated
     )
     return Program(
         init,
@@ -148,11 +155,13 @@ def train(
     start = program.learned(state)
     rng = np.random.default_rng(seed)
     steps, batch = steps_per_epoch(dataset, settings), settings.batch
+    _, split, labelled = shardings()
     losses = []
     for _ in range(settings.epochs):
         order = rng.permutation(len(dataset.x_train))
         for rows in order[: steps * batch].reshape(steps, batch):
-            images, labels = dataset.x_train[rows], dataset.y_train[rows]
+            images = on_devices(dataset.x_train[rows], split)
+            labels = on_devices(dataset.y_train[rows], labelled)
             state, loss = program.step(state, images, labels)
             losses.append(loss)
             on_step()
@@ -171,12 +180,14 @@ def train(
 def _accuracy(program: Program, state: State, dataset: Dataset, batch: int) -> float:
     """Tests on every image: the last batch is filled up, and the filling not read."""
     correct = 0
+    _, split, _ = shardings()
     for start in range(0, len(dataset.x_test), batch):
         images = dataset.x_test[start : start + batch]
         labels = dataset.y_test[start : start + batch]
         filled = np.zeros((batch, *dataset.image_shape), np.float32)
         filled[: len(images)] = images
-        logits = program.infer(state.params, state.rest, filled)
-        predicted = np.argmax(logits, axis=-1)[: len(images)]
+        images = on_devices(filled, split)
+        logits = program.infer(state.params, state.rest, images)
+        predicted = np.argmax(logits, axis=-1)[: len(labels)]
         correct += int(np.count_nonzero(predicted == labels))
     return correct / len(dataset.x_test)
