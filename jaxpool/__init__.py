@@ -41,6 +41,7 @@ alone.
                quantized_global_avg_pool  quantized_adaptive_max_pool
                quantized_adaptive_avg_pool  quantize  dequantize  QuantParams
   shapes       output_shape  convert_indices
+  devices      sharded
 
 `lowering` is a context in which windows are computed in another form.
 """

@@ -112,6 +112,7 @@ def test_signature(name):
         "mean_over_keys": ["f", "key", "passes"],
         "QuantParams": ["scale", "zero_point", "dtype"],
         "quantize": ["x", "params"],
+        "sharded": ["pool", "mesh", "spec"],
         "dequantize": ["q", "params"],
         "feature_multiplier": ["pool_type"],
         "roi_levels": ["boxes", "min_level", "max_level"],

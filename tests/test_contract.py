@@ -39,6 +39,7 @@ HELPERS = {
     "lowering",
     "mean_over_keys",
     "output_shape",
+    "sharded",
 }
 # float32 rounds at 6e-8; results here are of the order of 1, of up to 60 terms.
 F32 = dict(rtol=2e-6, atol=2e-6)

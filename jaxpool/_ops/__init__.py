@@ -26,6 +26,7 @@ from jaxpool._ops import (
     segment,
     sequence,
     shapes,
+    shards,
     stochastic,
 )
 from jaxpool._ops.adaptive import *
@@ -53,6 +54,7 @@ from jaxpool._ops.regions import *
 from jaxpool._ops.segment import *
 from jaxpool._ops.sequence import *
 from jaxpool._ops.shapes import *
+from jaxpool._ops.shards import *
 from jaxpool._ops.stochastic import *
 
 __all__: list[str] = []
@@ -81,4 +83,5 @@ __all__ += regions.__all__
 __all__ += segment.__all__
 __all__ += sequence.__all__
 __all__ += shapes.__all__
+__all__ += shards.__all__
 __all__ += stochastic.__all__
