@@ -238,7 +238,7 @@ def _masked(
 def _as_weights(
     caller: str, weights: ArrayLike, x: jax.Array, geometry: Geometry
 ) -> tuple[jax.Array, jax.typing.DTypeLike]:
-    """The weights over the pooled axes, at least as wide as real `x`, and their dtype."""
+    """The weights over the pooled axes, as wide as real `x` or wider; their dtype."""
     weights = as_array(caller, weights, "weights", ordered=True)
     dtype = mean_dtype(weights.dtype)
     weights = weights.astype(np.promote_types(x.real.dtype, accumulation_dtype(dtype)))
