@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import environments
 import pytest
 
 
@@ -23,3 +24,9 @@ def record():
                 file.write(json.dumps(facts) + "\n")
 
     return add
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The files of a release of this tree."""
+    return environments.build(tmp_path_factory.mktemp("dist"))
