@@ -1,7 +1,7 @@
 """The oldest and the newest stack pass the tests, and Colab's is left as it is.
 
 A leg is a stack to install jaxpool into, from its wheel and outside the source tree;
-there the tests of its sdist run. CI runs each by its name:
+there the tests of its sdist run. One alone, by its name:
 
     python -m pytest --full tests/trust/test_versions.py -k oldest
 
