@@ -106,10 +106,11 @@ def begin(settings: Settings, dataset: Dataset, previous: Results | None) -> Res
 def differences(previous: Results, results: Results, parts: Sequence[str]) -> str:
     """Returns what was different in parts of earlier results, "" if nothing was."""
     return "; ".join(
-        f"{key} was {previous[part].get(key, 'missing')!r} and is {value!r}"
+        f"{key} was {was!r} and is {value!r}"
         for part in parts
         for key, value in results[part].items()
-        if previous[part].get(key, "missing") != value
+        for was in [previous[part].get(key, "missing")]
+        if json.dumps(was) != json.dumps(value)  # in which 1 is not true
     )
 
 

@@ -38,10 +38,11 @@ def section(rows: list[dict], outcome: dict) -> str:
         [
             f"`jaxpool compare` and `bench` met {cases:,} bad files, bad folders, "
             "failing disks and sudden ends. Refused means: exit code 2, one line that "
-            "names argument, rule and value, no warning, no traceback, nothing "
-            "written, and the same error from the Python function. What was reported "
-            "as finished was in a whole file every time, and the resumed end was that "
-            "of a run which nothing disturbed.",
+            "names argument, rule and value (of results, the field), no warning, no "
+            "traceback, nothing written; for data also the same error from the Python "
+            "function. What was reported as finished was in a whole file every time, "
+            "and the resumed end was that of a run which nothing disturbed (of bench, "
+            "whose times differ, the same cases).",
             "\n".join(lines),
             unproved,
         ]
