@@ -50,6 +50,7 @@ def farthest(a, b):
     return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
 
 
+RATE = 5e-3
 # How each layout splits a batch of images [N, H, W, C]: sizes of the mesh's axes.
 LAYOUTS = {
     "one device": {},
@@ -68,7 +69,7 @@ def training(methods, layouts, steps, batch=16):
     from jaxpool.compare.settings import Settings
 
     dataset = data._prepare("pictures", pictures())
-    settings = Settings("pictures", "small", 1, batch, 5e-3)
+    settings = Settings("pictures", "small", 1, batch, RATE)
     for name, layout in [(n, each) for n in methods for each in layouts]:
         sizes = LAYOUTS[layout]
         devices = np.array(jax.devices()[: math.prod(sizes.values())])

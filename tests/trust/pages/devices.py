@@ -10,26 +10,31 @@ def section(rows: list[dict], outcome: dict) -> str:
         for name in ("training", "halos", "compare", "errors")
     }
     lines = [
-        "The network of `jaxpool compare` is trained on 8 virtual CPU devices, in one "
-        "process and in two that meet over the loopback, and compared with one device: "
-        "losses, logits and parameters, for each unit of the largest value. Pools of "
-        "arrays with split height are compiled, and the program is searched for what "
-        "it moves between devices. [distribution.md](distribution.md) says how to use "
+        "The network of `jaxpool compare` is trained on 8 virtual CPU devices, in "
+        "one process and in two that meet over the loopback, and compared with one "
+        "device: losses, for each unit of the largest, and parameters, for each "
+        "unit of how far Adam can have moved them. Of the methods max, avg, lp, "
+        "gem_learned, stochastic, adaptive_avg and blur logits and parameters count "
+        "as losses do. Pools of arrays with split height are compiled, and the "
+        "program is searched for what it moves between devices. "
+        "[distribution.md](distribution.md) says how to use "
         "both.",
         "",
-        "| training | processes | methods | farthest | all-gathers of feature maps |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| training | processes | methods | losses | parameters | gather maps |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     groups: dict = {}
     for row in asked["training"]:
         groups.setdefault((row["layout"], row["processes"]), []).append(row)
     for (layout, processes), group in sorted(groups.items()):
         far = max(row["distance"] for row in group)
+        strayed = max(row["strayed"] for row in group)
         methods = {row["method"] for row in group}
         gathering = {r["method"] for r in group if r["gathered"]}
         names = f"{len(gathering)} ({', '.join(sorted(gathering))})" if gathering else 0
         lines.append(
-            f"| {layout} | {processes} | {len(methods)} | {far:.1e} | {names} |"
+            f"| {layout} | {processes} | {len(methods)} | {far:.1e} | {strayed:.1e} "
+            f"| {names} |"
         )
     lines += [
         "",
