@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core.geometry import Geometry, adaptive_axis, static_size
-from jaxpool._core.numerics import accumulation_dtype
+from jaxpool._core.numerics import accumulation_dtype, split_alike
 from jaxpool._core.window import (
     Ints,
     Padding,
@@ -206,10 +206,8 @@ def over(
     wanted = list(shape)
     for a in pooled:
         wanted[a] = x.shape[a]
-    values, spec = values.reshape(shape), jax.typeof(x).sharding.spec
-    if any(part is not None for part in spec):  # explicit: all have to be split alike
-        return jax.sharding.reshard(jnp.broadcast_to(values, x.shape), spec)
-    return jnp.broadcast_to(values, wanted)
+    values = jnp.broadcast_to(values.reshape(shape), wanted)
+    return split_alike(values, x.shape, x)
 
 
 def as_modes(caller: str, mode: Any, known: Iterable[str]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from jaxpool._core.numerics import (
     accumulation_dtype,
     finite_or_zero,
     power_of_two_scale,
+    split_alike,
 )
 from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.stages import MOST_TAPS, large_and_whole, regions, sum_stages
@@ -95,7 +96,8 @@ def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array
     Gradient: to the drawn element; what was drawn has none.
     """
     dtype = accumulation_dtype(x.dtype)
-    number = uniform(key, geometry.out_shape(x.shape), dtype)
+    shape = geometry.out_shape(x.shape)
+    number = split_alike(uniform(key, shape, dtype), shape, x)
     if geometry.taps <= MOST_MATCHED and _many_places(geometry):
         x, geometry, _ = few_regions(x, geometry, None, 0)
         return _drawn(x, number, geometry)

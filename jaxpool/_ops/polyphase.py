@@ -38,7 +38,12 @@ from jaxpool._core.arguments import (
 )
 from jaxpool._core.engine import window_taps
 from jaxpool._core.geometry import Geometry, static_size
-from jaxpool._core.numerics import accumulation_dtype, mean_dtype, power_of_two_scale
+from jaxpool._core.numerics import (
+    accumulation_dtype,
+    mean_dtype,
+    power_of_two_scale,
+    split_alike,
+)
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import module_size, scaled_normal
 from jaxpool._core.window import Ints, Window, as_int, as_ints, fail, is_sequence
@@ -218,8 +223,9 @@ def learned_polyphase_pool(
         weights = jax.nn.one_hot(chosen, len(phases.parts), dtype=scores.dtype)
         return phases.chosen(chosen).astype(phases.dtype), weights
     tau = as_parameter(caller, "temperature", temperature, scores, positive=True)
-    noise = jax.random.gumbel(as_key(caller, key), scores.shape, scores.dtype)
-    weights = jax.nn.softmax((scores + noise) / tau.astype(scores.dtype), -1)
+    noise = jax.random.gumbel(as_key(caller, key), scores.shape, jnp.float32)
+    scores += split_alike(noise, scores.shape, scores).astype(scores.dtype)
+    weights = jax.nn.softmax(scores / tau.astype(scores.dtype), -1)
     return phases.blend(weights), weights
 
 

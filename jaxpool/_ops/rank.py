@@ -32,7 +32,7 @@ from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
 from jaxpool._core.draws import uniform
 from jaxpool._core.engine import few_regions, identity, window_pad
 from jaxpool._core.geometry import Geometry, static_size
-from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
+from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype, split_alike
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.order import (
     MOST_COMPARED,
@@ -614,7 +614,8 @@ def _draw(
     count = _count(x, geometry, where)
     bounds, some = some[1:-1].tolist(), some.astype(wide)
     some = some[count] if where is None else jnp.take(some, count, mode="clip")
-    u = uniform(key, geometry.out_shape(x.shape), wide)
+    shape = geometry.out_shape(x.shape)
+    u = split_alike(uniform(key, shape, wide), shape, x)
     if always:
         u *= some  # stays below it, rounded too: only elements are passed over
 

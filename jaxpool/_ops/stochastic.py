@@ -24,7 +24,13 @@ from jaxpool._core.arguments import as_key, countable, laid
 from jaxpool._core.draws import uniform, window_expectation, window_sample
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
-from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
+from jaxpool._core.numerics import (
+    accumulation_dtype,
+    divide,
+    hide,
+    mean_dtype,
+    split_alike,
+)
 from jaxpool._core.op import pool_op
 from jaxpool._core.order import MOST_MATCHED
 from jaxpool._core.window import Ints, Padding, Window, as_int, as_ints, fail
@@ -167,7 +173,7 @@ def random_mixed_pool(
         # Few numbers are drawn apart: fused, each element would draw its own again.
         draw = uniform if per == "region" else jax.random.uniform
         heads = draw(as_key(caller, key), shape, jnp.float32) < 0.5
-        y = jnp.where(heads, highest, mean)
+        y = jnp.where(split_alike(heads, mean.shape, mean), highest, mean)
     return y.astype(mean_dtype(x.dtype))
 
 
@@ -264,7 +270,7 @@ def _places(
     """Ascending places `[*shape, size // stride]` along an axis cut into strips."""
     strips = max(size // grid, 1) - 1  # without the last
     split, taken = strips * grid, strips * (grid // stride)
-    bits = jax.random.bits(key, (*shape, size))
+    bits = jax.random.bits(key, (*shape, size), jnp.uint32)
 
     def pick(bits, count):
         order = jnp.argsort(bits, -1)[..., :count]
