@@ -1,5 +1,6 @@
 """Arguments at the door: arrays, masks, keys and parameters, checked and in shape."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,8 +17,11 @@ from jaxpool._core.window import (
     Ints,
     Padding,
     Window,
+    as_entries,
+    as_flag,
     as_int,
     fail,
+    is_name,
     is_sequence,
     resolve_axes,
 )
@@ -26,6 +30,7 @@ __all__ = [
     "adaptive_bins",
     "as_array",
     "as_key",
+    "as_mask",
     "as_modes",
     "as_parameter",
     "channel_axis",
@@ -36,6 +41,7 @@ __all__ = [
     "laid",
     "output_axes",
     "over",
+    "reduced",
     "whole",
 ]
 
@@ -95,12 +101,11 @@ def output_axes(
     """
     if axis is not None:
         axes = resolve_axes(caller, axis, ndim)
-        given = (
-            output_shape if is_sequence(output_shape) else [output_shape] * len(axes)
-        )
-        entries = tuple(given)
+        alone = not is_sequence(output_shape)
+        given = [output_shape] * len(axes) if alone else output_shape
+        entries = as_entries(caller, argument, given)
     elif is_sequence(output_shape):
-        entries = tuple(output_shape)
+        entries = as_entries(caller, argument, output_shape)
         axes = tuple(range(-1 - len(entries), -1))
     else:
         rule = "must be a sequence with one int for each pooled axis, unless `axis=`"
@@ -135,6 +140,13 @@ def adaptive_bins(
     return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
 
 
+def reduced(caller: str, y: jax.Array, geometry: Geometry, keepdims: bool) -> jax.Array:
+    """A global pool's result, with the axes that it is asked for."""
+    if as_flag(caller, "keepdims", keepdims):
+        return y
+    return jnp.squeeze(y, geometry.pooled)
+
+
 def channel_axis(ndim: int, pooled: Sequence[int]) -> int:
     """The last axis that is not pooled."""
     return max(set(range(-ndim, 0)) - set(pooled))
@@ -154,9 +166,12 @@ def as_array(
     """Returns `x` as a JAX array of numbers; if `ordered`, complex ones are refused."""
     try:
         array = jnp.asarray(x)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, type(x), TypeError) from None
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
+        rule = "must be an array of numbers"
+        raise fail(caller, name, rule, array.dtype, TypeError)
     if ordered and jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise fail(
             caller, name, "must be real, to have an order", array.dtype, TypeError
@@ -187,10 +202,15 @@ def _as_mask(
     """Returns a mask of `x`'s rank, as large as `x` along the pooled axes only."""
     if where is None:
         return None
-    mask = jnp.asarray(where)
+    return over(caller, "where", as_mask(caller, where), x, pooled)
+
+
+def as_mask(caller: str, where: ArrayLike) -> jax.Array:
+    """Returns a mask of any shape as a JAX array of booleans."""
+    mask = as_array(caller, where, "where")
     if mask.dtype != jnp.bool_:
         raise fail(caller, "where", "must be boolean", mask.dtype, TypeError)
-    return over(caller, "where", mask, x, pooled)
+    return mask
 
 
 def over(
@@ -212,9 +232,9 @@ def over(
 
 def as_modes(caller: str, mode: Any, known: Iterable[str]) -> tuple[str, ...]:
     """Returns one mode, or a sequence of them, as a tuple of known names."""
-    modes = tuple(mode) if is_sequence(mode) else (mode,)
+    modes = as_entries(caller, "mode", mode) if is_sequence(mode) else (mode,)
     known = tuple(known)
-    if not modes or any(m not in known for m in modes):
+    if not modes or not all(is_name(m, known) for m in modes):
         rule = f"must be one or several of {', '.join(known)}"
         raise fail(caller, "mode", rule, mode)
     return modes
@@ -228,7 +248,19 @@ def as_key(caller: str, key: Any) -> jax.Array:
             "`deterministic=True` to do without"
         )
         raise fail(caller, "key", rule, key)
+    dtype, rank = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    raw = dtype == jnp.uint32 and rank == 1 and key.shape == _raw_key_shape()
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not raw and not (typed and rank == 0):
+        rule = "must be one PRNG key, such as `jax.random.key(seed)`"
+        raise fail(caller, "key", rule, key, TypeError)
     return key
+
+
+@functools.cache
+def _raw_key_shape() -> tuple[int, ...]:
+    """The shape of a key in JAX's older form, for the generator in use."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def as_parameter(
@@ -238,7 +270,8 @@ def as_parameter(
 
     It is a scalar, one value a channel, or anything else that broadcasts to `x`.
     """
-    parameter = jnp.asarray(value).astype(accumulation_dtype(x.dtype))
+    given = as_array(caller, value, name, ordered=True)
+    parameter = given.astype(accumulation_dtype(x.dtype))
     tail = x.shape[x.ndim - parameter.ndim :]
     if parameter.ndim > x.ndim or any(
         m not in (1, n) for m, n in zip(parameter.shape, tail, strict=True)

@@ -13,14 +13,17 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, check_whole
+from jaxpool._core.arguments import as_array, as_mask, check_whole, countable
 from jaxpool._core.numerics import accumulation_dtype, hide
 from jaxpool._core.weights import SHAPES, entry, fit_shapes, read_params
 from jaxpool._core.window import (
     Ints,
+    as_entries,
     as_int,
     as_ints,
+    as_positive,
     fail,
+    is_name,
     is_sequence,
     resolve_axes,
 )
@@ -92,12 +95,11 @@ def as_tokens(
     x, sizes = x.transpose(order), tuple(shape[a] for a in axes)
     if 0 in sizes:
         raise fail(caller, "x", "must have tokens", f"the shape {shape}")
+    countable(caller, sizes)
     batch = x.shape[: len(rest) - 1]
     x = x.reshape(*batch, math.prod(sizes), x.shape[-1])
     if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != jnp.bool_:
-            raise fail(caller, "where", "must be boolean", where.dtype, TypeError)
+        where = as_mask(caller, where)
         full = shape[: rest[-1]] + shape[len(shape) + rest[-1] + 1 :]
         mask = (1,) * (len(full) - where.ndim) + where.shape
         if len(mask) != len(full) or any(
@@ -377,15 +379,13 @@ def fit_positions(caller: str, w: Mapping[str, jax.Array], rows: int) -> jax.Arr
 def as_choice(
     caller: str, argument: str, value: object, options: Sequence[str]
 ) -> None:
-    if value not in options:
+    if not is_name(value, options):
         rule = f"must be one of {', '.join(map(repr, options))}"
         raise fail(caller, argument, rule, value)
 
 
 def as_eps(caller: str, eps: float) -> float:
-    if not 0 < eps < math.inf:
-        raise fail(caller, "eps", "must be finite and greater than 0", eps)
-    return eps
+    return as_positive(caller, "eps", eps)
 
 
 def map_axes(
@@ -395,7 +395,8 @@ def map_axes(
     sizes = map_sizes(caller, argument, value)
     if axis is None:
         return sizes, tuple(range(-1 - len(sizes), -1))
-    if len(axis if isinstance(axis, Sequence) else (axis,)) != len(sizes):
+    named: Any = axis
+    if (len(named) if is_sequence(named) else 1) != len(sizes):
         rule = f"must have {len(sizes)} entries, as `{argument}` has"
         raise fail(caller, "axis", rule, axis)
     return sizes, axis
@@ -405,4 +406,4 @@ def map_sizes(caller: str, argument: str, value: Any) -> tuple[int, ...]:
     if not is_sequence(value) or not len(value):
         rule = "must be a sequence with one int for each axis of the map"
         raise fail(caller, argument, rule, value)
-    return as_ints(caller, argument, value, len(value), 1)
+    return as_ints(caller, argument, as_entries(caller, argument, value), len(value), 1)

@@ -274,11 +274,28 @@ def window_fold(
     each, given = jax.tree.map, x
     x = each(lambda x: x.astype(accumulation_dtype(x.dtype)), x)
     init = each(lambda x, init: jnp.asarray(init).astype(x.dtype), x, init)
-    x = each(lambda x, init: _pad(x, geometry, init), x, init)
-    for a in reversed(geometry.axes):  # the last axis first: row-major order
-        x = functools.reduce(op, [each(tap, x) for tap in _along(a)])
+    inner, outside = geometry.clipped, init
+    x = each(lambda x, init: _pad(x, inner, init), x, init)
+    pairs = zip(geometry.axes, inner.axes, strict=True)
+    for a, part in reversed(list(pairs)):  # the last axis first: row-major order
+        x = functools.reduce(op, [each(tap, x) for tap in _along(part)])
+        before = (a.low - part.low) // a.dilation
+        for n, first in ((before, True), (a.window - part.window - before, False)):
+            if n:
+                y = _times(op, outside, n)
+                y = each(lambda y, x: jnp.broadcast_to(y, x.shape), y, x)
+                x = op(y, x) if first else op(x, y)
+        outside = _times(op, outside, a.window)
     x = op(each(lambda x, init: jnp.broadcast_to(init, x.shape), x, init), x)
     return each(lambda x, given: x.astype(given.dtype), x, given)
+
+
+def _times(op, x, n):
+    """`x` folded with itself, n times over, by halves."""
+    if n == 1:
+        return x
+    half = _times(op, x, n // 2)
+    return op(op(half, half), x) if n % 2 else op(half, half)
 
 
 def _pad(x, geometry, value):

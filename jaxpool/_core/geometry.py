@@ -7,7 +7,7 @@ be anything, symbolic too, and adding one in front (`vmap`) changes nothing here
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ class Axis:
     high: int
     counted_high: int
     out: int
+
+    @property
+    def clipped(self) -> "Axis":
+        """The same without places that lie in padding for every window."""
+        if not isinstance(self.size, int):
+            return self
+        reach = (self.out - 1) * self.stride  # from the first window to the last
+        first = max((self.low - reach) // self.dilation, 0)
+        last = min((self.size - 1 + self.low) // self.dilation, self.window - 1)
+        window, low = last - first + 1, self.low - first * self.dilation
+        if not 0 < window < self.window:
+            return self
+        high = max(reach + (window - 1) * self.dilation + 1 - self.size - low, 0)
+        return replace(self, window=window, low=low, high=high)
 
     def counts(self, include_pad: bool) -> np.ndarray:
         """Number of elements `[out]` in every window, padding counted or not."""
@@ -112,6 +126,13 @@ class Geometry:
         return any(isinstance(a, Bins) for a in self.axes)
 
     @property
+    def clipped(self) -> "Geometry":
+        """The same without places that lie in padding for every window."""
+        return Geometry(
+            tuple(a.clipped if isinstance(a, Axis) else a for a in self.axes)
+        )
+
+    @property
     def symbolic(self) -> bool:
         """Whether a pooled axis has a size that is not known yet."""
         return not all(isinstance(a.size, int) for a in self.axes)
@@ -165,6 +186,14 @@ def static_size(caller: str, size: Any) -> int:
     if not isinstance(size, int):
         rule = "must have pooled axes of known size (only others may be symbolic)"
         raise fail(caller, "x", rule, size)
+    return _countable(caller, size)
+
+
+def _countable(caller: str, size: Any) -> Any:
+    """Returns the size of a pooled axis, if an int32 can count its places."""
+    if isinstance(size, int) and size >= 2**31:
+        rule = "must have fewer than 2**31 elements along a pooled axis"
+        raise fail(caller, "x", rule, size)
     return size
 
 
@@ -172,6 +201,7 @@ def static_size(caller: str, size: Any) -> int:
 def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geometry:
     laid, caller = [], window.caller
     for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        _countable(caller, size)
         k = size if window.shape is None else window.shape[i]
         s = 1 if window.shape is None else window.strides[i]
         d, padding = window.dilation[i], window.padding
@@ -198,6 +228,8 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             )
             shape = window.shape
             raise fail(caller, "window_shape", rule, shape)
+        if isinstance(out, int) and out == 1:  # nothing is a stride away
+            s = min(s, size + low + high)
         counted = high
         if window.ceil_mode:
             high = max(high, (out - 1) * s + span - size - low)

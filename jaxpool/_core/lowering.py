@@ -12,7 +12,7 @@ from jaxpool._core.stages import (
     axis_by_axis,
     large_and_whole,
 )
-from jaxpool._core.window import fail
+from jaxpool._core.window import fail, is_name
 
 __all__ = ["RULES", "Rule", "chosen_form", "lowering"]
 
@@ -107,7 +107,7 @@ def lowering(form: str) -> Iterator[None]:
       >>> with jaxpool.lowering("reduce_window"):
       ...     y = jaxpool.max_pool(jnp.ones((4, 4, 1)), (2, 2))
     """
-    if form not in FORMS:
+    if not is_name(form, FORMS):
         raise fail("lowering", "form", f"must be one of {', '.join(FORMS)}", form)
     token = _asked.set(form)
     try:

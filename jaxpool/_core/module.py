@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from jaxpool._core.op import PoolOp
-from jaxpool._core.window import Window
+from jaxpool._core.window import Window, as_flag
 
 __all__ = ["arguments", "document", "freeze", "learned_shape", "validate"]
 
@@ -54,6 +54,9 @@ def freeze(value: Any) -> Any:
 
 def validate(op: PoolOp, config: dict[str, Any]) -> None:
     """Raises for bad sizes when the module is built, not when it is called."""
+    for name, setting in op.settings.items():
+        if setting.annotation is bool:
+            as_flag(op.module_name, name, config[name])
     op.weights_for(config)
     spec = {n for n in inspect.signature(Window.of).parameters if n != "caller"}
     if spec <= config.keys():

@@ -126,7 +126,7 @@ def gathers(geometry: Geometry) -> bool:
 
 def _padded_taps(x, geometry, value):
     """The elements of each window, padding as `value` among them."""
-    return window_taps(*window_pad(x, geometry, None, value)[:2])
+    return window_taps(*window_pad(x, geometry.clipped, None, value)[:2])
 
 
 def _softmax_mean(parts: Parts, logits: Parts, fold: Fold = functools.reduce):

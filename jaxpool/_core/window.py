@@ -4,18 +4,27 @@ Every argument error of the library is raised here, in one grammar: the function
 the argument, the rule, the value. Nothing in this file knows about arrays.
 """
 
+import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, cast
+
+import numpy as np
 
 __all__ = [
     "Ints",
     "Padding",
     "Window",
+    "as_entries",
+    "as_flag",
     "as_int",
     "as_ints",
+    "as_number",
+    "as_positive",
+    "as_shape",
     "fail",
+    "is_name",
     "is_sequence",
     "resolve_axes",
 ]
@@ -23,17 +32,30 @@ __all__ = [
 Ints = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
 _NAMED_PADDING = ("VALID", "SAME", "SAME_LOWER")
+_MOST_AXES = 64  # NumPy's limit
+_MOST_TEXT = 500  # characters of a value in an error
 
 
 def fail(
     caller: str, argument: str, rule: str, value: object, error: type = ValueError
 ):
     """Returns the exception for an argument that breaks a rule."""
-    return error(f"`{caller}`: `{argument}` {rule}; got {value!r}.")
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no int of thousands of digits
+        text = f"an int of {cast(int, value).bit_length()} bits"
+    text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+    return error(f"`{caller}`: `{argument}` {rule}; got {text}.")
 
 
-def as_int(caller: str, argument: str, value: object, minimum: int) -> int:
-    """Returns `value` as a Python int that is at least `minimum`."""
+def as_int(
+    caller: str,
+    argument: str,
+    value: object,
+    minimum: int,
+    maximum: int = 2**31 - 1,
+) -> int:
+    """Returns `value` as a Python int within limits: by default it fits into int32."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -42,7 +64,54 @@ def as_int(caller: str, argument: str, value: object, minimum: int) -> int:
         raise fail(caller, argument, "must be made of ints", value, TypeError) from None
     if number < minimum:
         raise fail(caller, argument, f"must be at least {minimum}", value)
+    if number > maximum:
+        raise fail(caller, argument, f"must be at most {maximum}", value)
     return number
+
+
+def as_flag(caller: str, argument: str, value: object) -> bool:
+    """Returns `value`, True or False, as a Python bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise fail(caller, argument, "must be True or False", value, TypeError)
+    return bool(value)
+
+
+def as_number(
+    caller: str,
+    argument: str,
+    value: Any,
+    rule: str,
+    fits: Callable[[float], bool] = lambda number: True,
+) -> float:
+    """Returns a real number, or an array of nothing else, as a Python float."""
+    try:
+        if np.ndim(value) or isinstance(value, bool | np.bool_ | str | bytes):
+            raise TypeError
+        number = float(value)
+    except Exception:  # a traced array raises an error of JAX's own here
+        raise fail(caller, argument, rule, value, TypeError) from None
+    if not fits(number):
+        raise fail(caller, argument, rule, value)
+    return number
+
+
+def as_positive(caller: str, argument: str, value: Any) -> float:
+    """Returns a number, finite and greater than 0, as a Python float."""
+    rule = "must be finite and greater than 0"
+    return as_number(caller, argument, value, rule, lambda n: 0 < n < math.inf)
+
+
+def is_name(value: object, names: Container[str]) -> bool:
+    """Whether `value` is one of these names; what is no text may not compare."""
+    return isinstance(value, str) and value in names
+
+
+def as_entries(caller: str, argument: str, value: Any) -> tuple[Any, ...]:
+    """Returns a sequence's entries, which are not more than an array has axes."""
+    if len(value) > _MOST_AXES:
+        rule = f"must have at most {_MOST_AXES} entries"
+        raise fail(caller, argument, rule, value)
+    return tuple(value)
 
 
 def as_ints(
@@ -51,11 +120,19 @@ def as_ints(
     """Returns `value` as `length` ints; a single int is repeated."""
     if not is_sequence(value):
         return (as_int(caller, argument, value, minimum),) * length
-    entries = tuple(as_int(caller, argument, v, minimum) for v in cast(Iterable, value))
-    if len(entries) != length:
+    if len(cast(Sequence, value)) != length:
         rule = f"must have {length} entries, one for each pooled axis"
         raise fail(caller, argument, rule, value)
-    return entries
+    return tuple(as_int(caller, argument, v, minimum) for v in cast(Sequence, value))
+
+
+def as_shape(caller: str, argument: str, value: object) -> tuple[int, ...]:
+    """Returns the sizes of all axes of an array."""
+    if not is_sequence(value):
+        rule = "must be a sequence with one int for each axis"
+        raise fail(caller, argument, rule, value, TypeError)
+    sizes = as_entries(caller, argument, value)
+    return tuple(as_int(caller, argument, n, 0, 2**63 - 1) for n in sizes)
 
 
 def resolve_axes(caller: str, axis: object, ndim: int) -> tuple[int, ...]:
@@ -70,8 +147,8 @@ def resolve_axes(caller: str, axis: object, ndim: int) -> tuple[int, ...]:
 
 
 def _axis_entries(caller: str, axis: object) -> tuple[int, ...]:
-    given = cast(Iterable, axis if is_sequence(axis) else (axis,))
-    axes = tuple(as_int(caller, "axis", a, -(2**63)) for a in given)
+    given = as_entries(caller, "axis", axis) if is_sequence(axis) else (axis,)
+    axes = tuple(as_int(caller, "axis", a, -(2**31)) for a in given)
     if not axes:
         raise fail(caller, "axis", "must name at least one axis", axis)
     return axes
@@ -122,9 +199,6 @@ class Window:
         if shape is None and set(dilation) != {1}:
             rule = "must be 1 where the window is the whole extent"
             raise fail(caller, "window_dilation", rule, window_dilation)
-        if not isinstance(ceil_mode, bool):
-            rule = "must be True or False"
-            raise fail(caller, "ceil_mode", rule, ceil_mode, TypeError)
         return cls(
             shape=shape,
             strides=(1,) * length
@@ -132,7 +206,7 @@ class Window:
             else as_ints(caller, "strides", strides, length, 1),
             padding=_padding(caller, padding, shape, dilation, length),
             dilation=dilation,
-            ceil_mode=ceil_mode,
+            ceil_mode=as_flag(caller, "ceil_mode", ceil_mode),
             axes=axes,
             caller=caller,
         )
@@ -157,14 +231,17 @@ class Window:
 
 
 def is_sequence(value: object) -> bool:
-    """Whether `value` can be iterated over (strings and 0-d arrays cannot)."""
-    if isinstance(value, str):
+    """Whether `value` has entries in order: text, mappings and 0-d arrays have not.
+
+    Nor have iterators, which can be read but once, or without end.
+    """
+    if isinstance(value, str | bytes | bytearray | Mapping):
         return False
     try:
-        iter(cast(Iterable, value))
+        len(cast(Sequence, value))
     except Exception:
         return False
-    return True
+    return hasattr(value, "__getitem__")
 
 
 def _window_shape(
@@ -180,7 +257,8 @@ def _window_shape(
         if value is None:
             return None
         return as_ints(caller, "window_shape", value, len(axes), 1)
-    shape = tuple(as_int(caller, "window_shape", k, 1) for k in value)
+    given = as_entries(caller, "window_shape", value)
+    shape = tuple(as_int(caller, "window_shape", k, 1) for k in given)
     if not shape:
         raise fail(caller, "window_shape", "must not be empty", value)
     return shape
@@ -205,15 +283,15 @@ def _padding(
             rule = "must be 'VALID' where the window is the whole extent"
             raise fail(caller, "padding", rule, value)
         return cast(Any, name)
-    entries = tuple(value) if is_sequence(value) else (value,) * length
+    entries = value if is_sequence(value) else (value,) * length
     if len(entries) != length:
         raise fail(caller, "padding", rule, value)
     pairs = []
     for entry in entries:
         if is_sequence(entry):
-            pair = tuple(as_int(caller, "padding", p, 0) for p in entry)
-            if len(pair) != 2:
+            if len(entry) != 2:
                 raise fail(caller, "padding", rule, value)
+            pair = tuple(as_int(caller, "padding", p, 0) for p in entry)
         else:
             pair = (as_int(caller, "padding", entry, 0),) * 2
         pairs.append(pair)

@@ -32,7 +32,7 @@ from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.window import Ints, Window, fail, is_sequence
+from jaxpool._core.window import Ints, Window, as_flag, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
 __all__ = [
@@ -230,7 +230,7 @@ def select_adaptive_pool(
         axis = tuple(range(1, x.ndim - 1))
     axes, _ = output_axes(caller, output_shape, axis, x.ndim, x.shape)
     y = x if pool is None else pool(x, output_shape, axis=axis)
-    if not flatten:
+    if not as_flag(caller, "flatten", flatten):
         return y
     first = min(*axes, channel_axis(x.ndim, axes))
     return y.reshape(*y.shape[:first], math.prod(y.shape[first:]))
@@ -334,7 +334,7 @@ def _as_function(
 
 
 def _known(caller: str, pool_type: str) -> str:
-    if pool_type not in _SELECT:
+    if not is_name(pool_type, _SELECT):
         rule = f"must be one of {', '.join(map(repr, _SELECT))}"
         raise fail(caller, "pool_type", rule, pool_type)
     return pool_type

@@ -20,6 +20,7 @@ References:
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import fan_in_uniform, module_size, scaled_normal, sized
-from jaxpool._core.window import Ints, as_int, fail
+from jaxpool._core.window import Ints, as_flag, as_int, as_number
 from jaxpool._ops.average import element_count, masked_mean
 
 __all__ = [
@@ -139,7 +140,7 @@ def covariance_pool(
     y = covariance / jnp.where(trace == 0, 1, trace)
     y = _square_root(y, iterations) * safe_power(trace, 0.5)
     y = (y * jnp.squeeze(scale, axes)[..., None]).astype(dtype)
-    if not vectorize:
+    if not as_flag(caller, "vectorize", vectorize):
         return y
     triangle = np.ravel_multi_index(np.triu_indices(channels), (channels, channels))
     return jnp.take(y.reshape(*batch, channels**2), triangle, -1)
@@ -202,9 +203,7 @@ def statistics_pool(
       X-Vectors: Robust DNN Embeddings for Speaker Recognition, 2018.
     """
     caller = "statistics_pool"
-    if not 0 <= correction < math.inf:
-        rule = "must be finite and at least 0"
-        raise fail(caller, "correction", rule, correction)
+    correction = _at_least_0(caller, "correction", correction)
     x, geometry, where, dtype = _read(caller, x, where, axis)
     _, rest = token_axes(caller, geometry.pooled, x.ndim)
     mean = masked_mean(x, geometry, where, False)
@@ -377,8 +376,7 @@ def vlad_pool(
       NetVLAD: CNN Architecture for Weakly Supervised Place Recognition, 2016.
     """
     caller = "vlad_pool"
-    if not 0 <= alpha < math.inf:
-        raise fail(caller, "alpha", "must be finite and at least 0", alpha)
+    alpha = _at_least_0(caller, "alpha", alpha)
     tokens, w = read_learned(caller, x, params, where, axis, _VLAD, ("centroids",))
     x, c = tokens.x, w["centroids"]
     distances = {
@@ -388,9 +386,14 @@ def vlad_pool(
     assigned = hide(softmax(affine(x, distances, "assign"), None), tokens.visible)
     y = jnp.einsum("...lk,...lc->...kc", assigned, x, precision=_EXACT)
     y = y - jnp.sum(assigned, -2)[..., None] * like(c, y)
-    if normalize:
+    if as_flag(caller, "normalize", normalize):
         y = _unit(_unit(y, (-1,)), (-2, -1))
     return tokens.finish(y.reshape(*y.shape[:-2], c.size))
+
+
+def _at_least_0(caller: str, name: str, value: Any) -> float:
+    rule = "must be finite and at least 0"
+    return as_number(caller, name, value, rule, lambda n: 0 <= n < math.inf)
 
 
 def _read(

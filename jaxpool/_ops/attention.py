@@ -68,7 +68,7 @@ from jaxpool._core.weights import (
     xavier_uniform,
     zeros,
 )
-from jaxpool._core.window import Ints, fail
+from jaxpool._core.window import Ints, as_flag, as_positive, fail
 from jaxpool._ops.average import global_avg_pool
 from jaxpool._ops.extremum import global_min_pool
 
@@ -364,6 +364,7 @@ def latent_attention_pool(
     if "positions" in w:
         fit_positions(caller, w, math.prod(tokens.sizes))
         tokens = tokens._replace(x=tokens.x + like(w["positions"], tokens.x))
+    approximate = as_flag(caller, "approximate", approximate)
     y = by_queries(tokens, w, num_heads, as_eps(caller, eps), approximate)
     if w["query"].ndim == 2 and pool_type:
         y = y[..., 0, :] if pool_type == "token" else jnp.mean(y, -2)
@@ -559,9 +560,7 @@ def rotary_attention_pool(
     """
     caller = "rotary_attention_pool"
     reference, axis = map_axes(caller, "reference_shape", reference_shape, axis)
-    if not 0 < temperature < math.inf:
-        rule = "must be finite and greater than 0"
-        raise fail(caller, "temperature", rule, temperature)
+    temperature = as_positive(caller, "temperature", temperature)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SPATIAL, ())
     kernel = w.get("q_kernel", tokens.x)
     channels, pairs = kernel.shape[-1] // num_heads, 2 * len(reference)
@@ -744,7 +743,8 @@ def prr_attention_pool(
     as_choice(caller, "pool_type", pool_type, ("token", "avg", ""))
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, names, ())
     where, visible = tokens.where, tokens.visible
-    q = z = layer_norm(tokens.x, w, "token_norm", as_eps(caller, eps))
+    eps = as_eps(caller, eps)
+    q = z = layer_norm(tokens.x, w, "token_norm", eps)
     if pool_type == "token":
         q = z[..., :1, :]
         if where is not None:  # the mean of the first alone

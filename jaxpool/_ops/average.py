@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import laid, whole
+from jaxpool._core.arguments import laid, reduced, whole
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
@@ -23,7 +23,7 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import pool_op
 from jaxpool._core.stages import holds_nothing
-from jaxpool._core.window import Ints, Padding, fail
+from jaxpool._core.window import Ints, Padding, as_flag, as_number
 
 __all__ = ["avg_pool", "global_avg_pool", "global_sum_pool", "sum_pool"]
 
@@ -100,19 +100,15 @@ def avg_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("avg_pool", x, where, spec)
     dtype = mean_dtype(x.dtype)
+    include_pad = as_flag("avg_pool", "count_include_pad", count_include_pad)
     if divisor_override is None:
-        y = masked_mean(x, geometry, where, count_include_pad)
+        y = masked_mean(x, geometry, where, include_pad)
     else:
-        rule, number = "must be a number other than 0", (int, float)
-        if isinstance(divisor_override, bool) or not isinstance(
-            divisor_override, number
-        ):
-            raise fail(
-                "avg_pool", "divisor_override", rule, divisor_override, TypeError
-            )
-        if not abs(divisor_override) > 0:
-            raise fail("avg_pool", "divisor_override", rule, divisor_override)
-        y = divide(masked_sum(x.astype(dtype), geometry, where), divisor_override)
+        rule, fits = "must be a number other than 0", lambda n: abs(n) > 0
+        divisor = as_number(
+            "avg_pool", "divisor_override", divisor_override, rule, fits
+        )
+        y = divide(masked_sum(x.astype(dtype), geometry, where), divisor)
     return y.astype(dtype)
 
 
@@ -133,7 +129,7 @@ def global_sum_pool(
     """
     x, geometry, where = whole("global_sum_pool", x, where, axis)
     y = masked_sum(x, geometry, where).astype(sum_dtype(x.dtype))
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_sum_pool", y, geometry, keepdims)
 
 
 @pool_op("average", "global", linear=True, monotone=True)
@@ -156,7 +152,7 @@ def global_avg_pool(
     """
     x, geometry, where = whole("global_avg_pool", x, where, axis)
     y = masked_mean(x, geometry, where, False).astype(mean_dtype(x.dtype))
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_avg_pool", y, geometry, keepdims)
 
 
 def masked_sum(x: jax.Array, geometry: Geometry, where: jax.Array | None) -> jax.Array:

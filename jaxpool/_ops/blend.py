@@ -24,13 +24,14 @@ from jaxpool._core.arguments import (
     kernel_shape,
     kernel_taps,
     laid,
+    reduced,
     whole,
 )
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
 from jaxpool._core.op import Weight, pool_op
-from jaxpool._core.window import Ints, Padding, as_int, fail
+from jaxpool._core.window import Ints, Padding, as_flag, as_int, fail
 from jaxpool._ops.average import highest_and_mean, widened
 
 __all__ = [
@@ -94,8 +95,7 @@ def mixed_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     highest, mean = highest_and_mean(x, geometry, where)
-    if not isinstance(squash, bool):
-        raise fail(caller, "squash", "must be True or False", squash, TypeError)
+    squash = as_flag(caller, "squash", squash)
     weight = as_parameter(caller, "alpha", alpha, highest)
     y = _blended(jax.nn.sigmoid(weight) if squash else weight, highest, mean)
     return y.astype(mean_dtype(x.dtype))
@@ -287,7 +287,7 @@ def global_avgmax_pool(
     x, geometry, where = whole("global_avgmax_pool", x, where, axis, ordered=True)
     highest, mean = highest_and_mean(x, geometry, where)
     y = ((highest + mean) / 2).astype(mean_dtype(x.dtype))
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_avgmax_pool", y, geometry, keepdims)
 
 
 @pool_op("blend", "global", monotone=True)
@@ -314,7 +314,7 @@ def global_catavgmax_pool(
     highest, mean = highest_and_mean(x, geometry, where)
     channel = max(set(range(-x.ndim, 0)) - set(geometry.pooled))
     y = jnp.concatenate([mean, highest], channel).astype(mean_dtype(x.dtype))
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced(caller, y, geometry, keepdims)
 
 
 def _blended(share: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:

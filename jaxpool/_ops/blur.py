@@ -41,7 +41,9 @@ from jaxpool._core.window import (
     Window,
     as_int,
     as_ints,
+    as_number,
     fail,
+    is_name,
     is_sequence,
     resolve_axes,
 )
@@ -198,12 +200,15 @@ def edge_aware_blur_pool(
     if spread % 2 == 0:
         rule = "must be odd"
         raise fail(caller, "edge_dilation_kernel_size", rule, spread)
-    if not edge_threshold > 1:
-        raise fail(caller, "edge_threshold", "must be greater than 1", edge_threshold)
+    rule = "must be greater than 1"
+    threshold = as_number(
+        caller, "edge_threshold", edge_threshold, rule, lambda n: n > 1
+    )
+    eps = as_number(caller, "eps", eps, "must be a number")
     x = x.astype(mean_dtype(x.dtype))
     once = (1,) * len(axes)
     blurred = _blur(caller, x, axes, once, sizes, "antialiased", "reflect")
-    edges = _edges(caller, lax.stop_gradient(x), axes, math.log2(edge_threshold), eps)
+    edges = _edges(caller, lax.stop_gradient(x), axes, math.log2(threshold), eps)
     near = Window.of(caller, spread, padding="SAME", axis=axes)
     edges = window_extremum(edges, Geometry.of(near, edges.shape), True)
     return jnp.where(edges, x, blurred)
@@ -241,7 +246,7 @@ def _for_axes(
         if not is_sequence(value):
             rule = "must be a sequence with one int for each pooled axis, unless"
             raise fail(caller, argument, f"{rule} `axis=` is given", value)
-        count = len(tuple(value))
+        count = len(value)
         if not 0 < count < x.ndim:
             rule = f"must have between 1 and {x.ndim - 1} entries to fit the array"
             raise fail(caller, argument, rule, value)
@@ -265,7 +270,7 @@ def _blur(
         ("convention", convention, _PADDING),
         ("mode", mode, _MODES),
     ):
-        if value not in table:
+        if not is_name(value, table):
             raise fail(caller, name, f"must be one of {', '.join(table)}", value)
     sizes = as_ints(caller, "filter_size", filter_size, len(axes), 1)
     dtype = mean_dtype(x.dtype)

@@ -11,7 +11,7 @@ from jax import dtypes, lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, output_axes
-from jaxpool._core.window import Ints, fail
+from jaxpool._core.window import Ints, fail, is_name
 
 __all__ = ["convert_indices"]
 
@@ -86,7 +86,7 @@ def convert_indices(
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise fail(caller, "indices", "must be integers", indices.dtype, TypeError)
     for name, convention in (("source", source), ("target", target)):
-        if convention not in CONVENTIONS:
+        if not is_name(convention, CONVENTIONS):
             rule = f"must be one of {', '.join(CONVENTIONS)}"
             raise fail(caller, name, rule, convention)
     axes, sizes = output_axes(

@@ -21,7 +21,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_parameter, laid, over, whole
+from jaxpool._core.arguments import as_array, as_parameter, laid, over, reduced, whole
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
@@ -234,7 +234,7 @@ def global_lse_pool(
     """
     x, geometry, where = whole("global_lse_pool", x, where, axis, ordered=True)
     y = _log_mean_exp("global_lse_pool", x, geometry, where, r)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_lse_pool", y, geometry, keepdims)
 
 
 @pool_op("exponential", "global", learned=("alpha",))
@@ -278,7 +278,7 @@ def auto_pool(
     """
     x, geometry, where = whole("auto_pool", x, where, axis, ordered=True)
     y = _self_weighted("auto_pool", x, geometry, where, "alpha", alpha)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("auto_pool", y, geometry, keepdims)
 
 
 def _self_weighted(

@@ -21,6 +21,7 @@ from jaxpool._core.arguments import (
     countable,
     laid,
     output_axes,
+    reduced,
     whole,
 )
 from jaxpool._core.engine import window_choice, window_extremum
@@ -228,7 +229,7 @@ def global_max_pool(
     """
     x, geometry, where = whole("global_max_pool", x, where, axis, ordered=True)
     y = window_extremum(x, geometry, True, where)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_max_pool", y, geometry, keepdims)
 
 
 @pool_op("extremum", "global", monotone=True)
@@ -248,4 +249,4 @@ def global_min_pool(
     """
     x, geometry, where = whole("global_min_pool", x, where, axis, ordered=True)
     y = window_extremum(x, geometry, False, where)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_min_pool", y, geometry, keepdims)

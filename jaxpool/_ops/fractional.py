@@ -40,7 +40,18 @@ from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import pool_op
 from jaxpool._core.taps import flat_positions
-from jaxpool._core.window import Ints, as_int, as_ints, fail, is_sequence, resolve_axes
+from jaxpool._core.window import (
+    Ints,
+    as_entries,
+    as_flag,
+    as_int,
+    as_ints,
+    as_shape,
+    fail,
+    is_name,
+    is_sequence,
+    resolve_axes,
+)
 
 __all__ = [
     "fractional_avg_pool",
@@ -262,7 +273,7 @@ def fractional_boundaries(
       Array([ 2,  3,  5,  6,  7,  9, 10], dtype=int32)
     """
     caller = "fractional_boundaries"
-    shape = tuple(as_int(caller, "input_shape", n, 0) for n in input_shape)
+    shape = as_shape(caller, "input_shape", input_shape)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
     chance = (key, deterministic, mode, shared, samples)
     return _spans(caller, shape, _lines(caller, shape, *spec), *chance)
@@ -308,16 +319,15 @@ def _lines(caller, shape, output_shape, ratio, window_shape, overlapping, axis):
     else:
         rule = "must be a sequence with one number for each pooled axis, unless `axis=`"
         raise fail(caller, name, f"{rule} is given", given)
-    entries = tuple(given) if is_sequence(given) else (given,) * len(axes)
+    alone = not is_sequence(given)
+    entries = as_entries(caller, name, (given,) * len(axes) if alone else given)
     if len(entries) != len(axes):
         rule = f"must have {len(axes)} entries, one for each pooled axis"
         raise fail(caller, name, rule, given)
     if not axes or len(shape) <= len(axes) - (axis is not None):
         rule = f"must have between 1 and {len(shape) - 1} entries to fit the array"
         raise fail(caller, name, rule, given)
-    if not isinstance(overlapping, bool):
-        rule = "must be True or False"
-        raise fail(caller, "overlapping", rule, overlapping, TypeError)
+    overlapping = as_flag(caller, "overlapping", overlapping)
     windows = (None,) * len(axes)
     if window_shape is not None:
         windows = as_ints(caller, "window_shape", window_shape, len(axes), 1)
@@ -370,9 +380,9 @@ def _spans(
     samples: Samples | None,
 ) -> tuple[tuple[jax.Array, jax.Array], ...]:
     """(start, end) for each line, `[..., O]`."""
-    if mode not in ("pseudorandom", "random"):
+    if not is_name(mode, ("pseudorandom", "random")):
         raise fail(caller, "mode", "must be 'pseudorandom' or 'random'", mode)
-    if not (isinstance(shared, bool) or shared == "channels"):
+    if not (isinstance(shared, bool) or is_name(shared, ("channels",))):
         raise fail(caller, "shared", "must be True, False or 'channels'", shared)
     pooled = {len(shape) + line.axis for line in lines}
     kept = tuple(n for d, n in enumerate(shape) if d not in pooled)
@@ -382,7 +392,7 @@ def _spans(
             rule = "must be None where regions are shuffled, which takes more numbers"
             raise fail(caller, "samples", rule, samples)
         u = _as_samples(caller, samples, kept, len(lines))
-    elif deterministic:
+    elif as_flag(caller, "deterministic", deterministic):
         u = jnp.full(len(lines), 0.5, jnp.float32)
     elif mode == "random":
         keys = jax.random.split(as_key(caller, key), len(lines))

@@ -46,7 +46,7 @@ from jaxpool._core.engine import window_sum, window_taps
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.window import Ints, Window, fail, resolve_axes
+from jaxpool._core.window import Ints, Window, as_number, fail, is_name, resolve_axes
 
 __all__ = ["diffstride_pool", "flc_pool", "haar_pool", "haar_unpool", "spectral_pool"]
 
@@ -183,9 +183,10 @@ def diffstride_pool(
     caller = "diffstride_pool"
     x = as_array(caller, x)
     stride = _as_strides(caller, strides)
-    if not (isinstance(smoothness, int | float) and 0 < smoothness < math.inf):
-        rule = "must be a finite number greater than 0"
-        raise fail(caller, "smoothness", rule, smoothness)
+    rule = "must be a finite number greater than 0"
+    smoothness = as_number(
+        caller, "smoothness", smoothness, rule, lambda n: 0 < n < math.inf
+    )
     if axis is None:
         if stride.ndim == 0:
             rule = "must be a sequence with one for each pooled axis, unless `axis=`"
@@ -213,12 +214,7 @@ def diffstride_pool(
 
 
 def _as_strides(caller: str, strides: ArrayLike) -> jax.Array:
-    try:
-        array = jnp.asarray(strides)
-    except (TypeError, ValueError):
-        raise fail(
-            caller, "strides", "must be made of numbers", strides, TypeError
-        ) from None
+    array = as_array(caller, strides, "strides")
     if array.ndim > 1 or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise fail(caller, "strides", "must be real, a scalar or a vector", strides)
     if not isinstance(strides, Tracer) and not isinstance(array, Tracer):
@@ -334,7 +330,7 @@ def haar_pool(
     """
     caller = "haar_pool"
     x, geometry, _ = whole(caller, x, None, axis)
-    if bands not in ("low", "all"):
+    if not is_name(bands, ("low", "all")):
         raise fail(caller, "bands", "must be one of low, all", bands)
     if any(static_size(caller, size) % 2 for size in geometry.sizes):
         rule = f"must have even sizes along the axes {geometry.pooled}"

@@ -10,7 +10,6 @@ References:
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +28,15 @@ from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.taps import derivatives_apart
 from jaxpool._core.weighted import window_softmax
 from jaxpool._core.weights import fit_shapes, read_params
-from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
+from jaxpool._core.window import (
+    Ints,
+    Padding,
+    as_flag,
+    as_int,
+    as_positive,
+    fail,
+    is_sequence,
+)
 from jaxpool._ops.average import masked_mean
 
 __all__ = ["detail_preserving_pool", "local_importance_pool"]
@@ -108,8 +115,7 @@ def local_importance_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
     x = hide(x.astype(accumulation_dtype(dtype)), where)
-    if not 0 < eps < math.inf:
-        raise fail(caller, "eps", "must be finite and greater than 0", eps)
+    eps = as_positive(caller, "eps", eps)
     rest = [a for a in range(-x.ndim, 0) if a not in geometry.pooled]
     if not rest:
         raise fail(caller, "axis", "must leave an axis for the channels", axis)
@@ -230,8 +236,7 @@ def detail_preserving_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    if not 0 < eps < math.inf:
-        raise fail(caller, "eps", "must be finite and greater than 0", eps)
+    eps = as_positive(caller, "eps", eps)
     power = jnp.exp(lax.min(as_parameter(caller, "lam", lam, x), x.dtype.type(10))) / 2
     base = as_parameter(caller, "alpha", alpha, x)
     for name, given, array in (("lam", lam, power), ("alpha", alpha, base)):
@@ -241,13 +246,14 @@ def detail_preserving_pool(
     x = hide(x, where)
     mean = masked_mean(x, geometry, where, False)
     calm = hide(x, jnp.isfinite(x))  # the mean speaks for windows with anything else
+    symmetric = as_flag(caller, "symmetric", symmetric)
     y = _preserve(calm, where, power, base, geometry, symmetric, eps)
     return jnp.where(jnp.isfinite(mean), y, mean).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _preserve(x, where, power, base, geometry, symmetric, eps):
-    x, geometry, where = window_pad(x, geometry, where, 0)
+    x, geometry, where = window_pad(x, geometry.clipped, where, 0)
     shown = None if where is None else where.astype(x.dtype)
 
     @jax.checkpoint

@@ -15,7 +15,7 @@ from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.window import Ints, Padding, fail
+from jaxpool._core.window import Ints, Padding, fail, is_name
 from jaxpool._ops.average import masked_mean
 
 __all__ = [
@@ -220,7 +220,7 @@ def _masked(
     rule: str,
 ) -> tuple[jax.Array, jax.Array]:
     """The values where the pooled mask is True, else 0, and that mask."""
-    if rule not in ("any", "all"):
+    if not is_name(rule, ("any", "all")):
         raise fail(caller, "rule", "must be 'any' or 'all'", rule)
     given = where
     if where is None:

@@ -46,7 +46,16 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import module_size, scaled_normal
-from jaxpool._core.window import Ints, Window, as_int, as_ints, fail, is_sequence
+from jaxpool._core.window import (
+    Ints,
+    Window,
+    as_flag,
+    as_int,
+    as_ints,
+    as_number,
+    fail,
+    is_sequence,
+)
 
 __all__ = ["learned_polyphase_pool", "polyphase_pool"]
 
@@ -100,13 +109,13 @@ def polyphase_pool(
       (Array([5., 6.], dtype=float32), 1)
     """
     caller = "polyphase_pool"
-    if norm not in _NORMS:
-        raise fail(caller, "norm", "must be one of 1, 2 and infinity", norm)
+    rule = "must be one of 1, 2 and infinity"
+    norm = as_number(caller, "norm", norm, rule, lambda n: n in _NORMS)
     phases = _phases(caller, x, strides, axis)
     if index is None:
         chosen = jnp.argmax(_sizes(phases, norm), -1).astype(jnp.int32)
         return phases.chosen(chosen), chosen
-    given = jnp.asarray(index)
+    given = as_array(caller, index, "index")
     count, batch = len(phases.parts), phases.batch
     if jnp.issubdtype(given.dtype, jnp.floating):
         if given.shape[-1:] != (count,) or not _fits(given.shape[:-1], batch):
@@ -144,7 +153,7 @@ def _learned_weights(
     channels = as_int(caller, "features", features, 1)
     hidden = module_size(caller, "hidden_features", hidden_features, channels)
     named: Any = strides if axis is None else axis
-    spatial = len(tuple(named)) if is_sequence(named) else 1
+    spatial = len(named) if is_sequence(named) else 1
     if axis is None and not is_sequence(strides):
         rule = "must be a sequence with one int for each pooled axis, unless `axis=`"
         raise fail(caller, "strides", f"{rule} is given", strides)
@@ -218,7 +227,7 @@ def learned_polyphase_pool(
     check_whole(caller, phases.x, [phases.channel])
     w = _read(caller, params, phases)
     scores = jnp.stack([_score(part, w) for part in phases.arranged(w)], -1)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         chosen = jnp.argmax(scores, -1).astype(jnp.int32)
         weights = jax.nn.one_hot(chosen, len(phases.parts), dtype=scores.dtype)
         return phases.chosen(chosen).astype(phases.dtype), weights

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_parameter, laid, whole
+from jaxpool._core.arguments import as_parameter, laid, reduced, whole
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
@@ -38,7 +38,7 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import pool_op
 from jaxpool._core.weighted import gathers, window_power_mean
-from jaxpool._core.window import Ints, Padding
+from jaxpool._core.window import Ints, Padding, as_flag
 from jaxpool._ops.average import element_count
 
 __all__ = [
@@ -117,7 +117,7 @@ def global_lp_pool(
     """
     x, geometry, where = whole("global_lp_pool", x, where, axis, ordered=True)
     y = _norm("global_lp_pool", x, geometry, where, p, normalize)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_lp_pool", y, geometry, keepdims)
 
 
 @pool_op("power", "window", learned=("p",), monotone=True, camel="GeMPool")
@@ -187,7 +187,7 @@ def global_gem_pool(
     """
     x, geometry, where = whole("global_gem_pool", x, where, axis, ordered=True)
     y = _generalized_mean("global_gem_pool", x, geometry, where, p, eps)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced("global_gem_pool", y, geometry, keepdims)
 
 
 @pool_op("power", "window", learned=("rho", "center"))
@@ -315,4 +315,5 @@ def _norm(
         return jnp.where(empty, 0, y).astype(dtype)
     order = as_parameter(caller, "p", p, size, positive=True)
     order = _order(p, order)
+    normalize = as_flag(caller, "normalize", normalize)
     return _power_mean(size, order, geometry, where, normalize).astype(dtype)

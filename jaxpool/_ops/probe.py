@@ -42,7 +42,7 @@ from jaxpool._core.weights import (
     sized,
     uniform,
 )
-from jaxpool._core.window import Ints, as_int, fail
+from jaxpool._core.window import Ints, as_int, as_positive, fail
 
 __all__ = ["efficient_probe_pool", "set_attention_pool"]
 
@@ -147,8 +147,8 @@ def set_attention_pool(
     """
     caller = "set_attention_pool"
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SET, ("query",))
-    if scale is not None and not 0 < scale < math.inf:
-        raise fail(caller, "scale", "must be finite and greater than 0", scale)
+    if scale is not None:
+        scale = as_positive(caller, "scale", scale)
     eps, query = as_eps(caller, eps), w["query"]
     q = affine(query.reshape(-1, query.shape[-1]), w, "q")
     heads = (num_heads, q.shape[1] // num_heads)

@@ -34,7 +34,7 @@ from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.window import Ints, as_int, fail, is_sequence
+from jaxpool._core.window import Ints, as_entries, as_int, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
 __all__ = ["pyramid_pool", "spatial_pyramid_pool", "sppf", "strip_pool"]
@@ -82,7 +82,7 @@ def spatial_pyramid_pool(
       Array([[3., 1., 3.]], dtype=float32)
     """
     caller = "spatial_pyramid_pool"
-    if op not in ("max", "avg"):
+    if not is_name(op, ("max", "avg")):
         raise fail(caller, "op", "must be 'max' or 'avg'", op)
     x = as_array(caller, x, ordered=True)
     features = []
@@ -267,11 +267,11 @@ def _levels(
     caller: str, x: jax.Array, levels: Any, axis: Ints | None
 ) -> list[Geometry]:
     """The bins of each level, over the same axes."""
-    levels = tuple(levels) if is_sequence(levels) else (levels,)
+    levels = as_entries(caller, "bins", levels) if is_sequence(levels) else (levels,)
     if not levels:
         raise fail(caller, "bins", "must have at least one level", levels)
     if axis is None:
-        lengths = {len(tuple(level)) for level in levels if is_sequence(level)}
+        lengths = {len(level) for level in levels if is_sequence(level)}
         if len(lengths) > 1:
             raise fail(caller, "bins", "must have equally many entries a level", levels)
         if not lengths and x.ndim < 3:

@@ -22,12 +22,25 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxpool._core import taps
-from jaxpool._core.arguments import adaptive_bins, as_array, laid, whole
+from jaxpool._core.arguments import (
+    adaptive_bins,
+    as_array,
+    laid,
+    reduced,
+    whole,
+)
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import divide, hide
 from jaxpool._core.op import pool_op
-from jaxpool._core.window import Ints, Padding, as_int, fail
+from jaxpool._core.window import (
+    Ints,
+    Padding,
+    as_int,
+    as_number,
+    fail,
+    is_name,
+)
 from jaxpool._ops.average import element_count
 
 __all__ = [
@@ -88,13 +101,8 @@ class QuantParams:
         if dtype not in (np.int8, np.uint8):
             raise fail(caller, "dtype", rule, self.dtype)
         rule = "must be a finite number greater than 0, in float32 too"
-        if isinstance(self.scale, bool | str):
-            raise fail(caller, "scale", rule, self.scale, TypeError)
-        try:
-            with np.errstate(over="ignore"):
-                scale = float(np.float32(float(self.scale)))
-        except Exception:  # a traced array raises an error of JAX's own here
-            raise fail(caller, "scale", rule, self.scale, TypeError) from None
+        with np.errstate(over="ignore"):
+            scale = float(np.float32(as_number(caller, "scale", self.scale, rule)))
         if not 0 < scale < math.inf:
             raise fail(caller, "scale", rule, self.scale)
         least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
@@ -213,7 +221,7 @@ def quantized_global_max_pool(
     x, geometry, where = whole(caller, x, where, axis, ordered=True)
     _check_dtype(caller, "x", x)
     y = window_extremum(x, geometry, True, where)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced(caller, y, geometry, keepdims)
 
 
 @pool_op("quantized", "adaptive", monotone=True, integer=True)
@@ -314,7 +322,7 @@ def quantized_avg_pool(
     include_pad = rule.count_include_pad
     if count_include_pad is not None:
         include_pad = count_include_pad
-        if not isinstance(include_pad, bool):
+        if not isinstance(include_pad, bool | np.bool_):
             wanted = "must be True, False or None"
             raise fail(caller, "count_include_pad", wanted, include_pad, TypeError)
     if divisor_override is not None:
@@ -373,7 +381,7 @@ def quantized_global_avg_pool(
         caller, x, geometry, where, params, output_params, rule, rounding
     ).counted(False)
     y = _saturate(rule.whole(windows), windows.output)
-    return y if keepdims else jnp.squeeze(y, geometry.pooled)
+    return reduced(caller, y, geometry, keepdims)
 
 
 @pool_op("quantized", "adaptive", monotone=True, integer=True)
@@ -593,7 +601,7 @@ def _rounding(caller: str, value: Any) -> _Rounding:
 
 
 def _one_of(caller: str, argument: str, table: dict[str, Any], value: Any) -> Any:
-    if not isinstance(value, str) or value not in table:
+    if not is_name(value, table):
         raise fail(caller, argument, f"must be one of {', '.join(table)}", value)
     return table[value]
 

@@ -18,7 +18,6 @@ References:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import jax
@@ -44,7 +43,16 @@ from jaxpool._core.order import (
 )
 from jaxpool._core.stages import large_and_whole
 from jaxpool._core.weights import fit_shapes, read_params
-from jaxpool._core.window import Ints, Padding, as_int, fail, is_sequence
+from jaxpool._core.window import (
+    Ints,
+    Padding,
+    as_flag,
+    as_int,
+    as_number,
+    fail,
+    is_name,
+    is_sequence,
+)
 from jaxpool._ops.average import element_count
 
 __all__ = [
@@ -130,6 +138,7 @@ def rank_pool(
         rule = f"must have entries that broadcast to the result, whose shape is {out}"
         raise fail(caller, "weights", rule, weights.shape)
     weights = weights.reshape(len(weights), *rest)
+    normalize = as_flag(caller, "normalize", normalize)
     return _weighted_sum(x, geometry, where, weights, normalize)
 
 
@@ -227,6 +236,7 @@ def rank_weighted_pool(
     x, geometry, where = _laid(caller, x, where, spec)
     alpha = _as_alpha(caller, alpha)
     weights = _geometric(alpha, geometry.taps)
+    normalize = as_flag(caller, "normalize", normalize)
     return _weighted_sum(x, geometry, where, weights, normalize)
 
 
@@ -354,7 +364,7 @@ def rank_stochastic_pool(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = _laid(caller, x, where, spec)
     alpha = _as_alpha(caller, alpha)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         weights = _geometric(alpha, geometry.taps)
         return _weighted_sum(x, geometry, where, weights, True)
     return _draw(caller, x, geometry, where, alpha, as_key(caller, key), always=True)
@@ -419,9 +429,10 @@ def dropout_max_pool(
     caller = "dropout_max_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = _laid(caller, x, where, spec)
-    if not 0 <= _as_number(caller, "rate", rate) < 1:
+    rate = as_number(caller, "rate", rate, "must be a number")
+    if not 0 <= rate < 1:
         raise fail(caller, "rate", "must be at least 0 and less than 1", rate)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         weights = _geometric(1 - rate, geometry.taps)
         x = x.astype(mean_dtype(x.dtype))
         x = jnp.where(x <= 0, jnp.zeros((), x.dtype), x)  # unlike max, it keeps NaN
@@ -480,7 +491,7 @@ def median_pool(
       Array([3., 2.], dtype=float32)
     """
     caller = "median_pool"
-    if interpolation not in ("lower", "midpoint"):
+    if not is_name(interpolation, ("lower", "midpoint")):
         rule = "must be 'lower' or 'midpoint'"
         raise fail(caller, "interpolation", rule, interpolation)
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -507,14 +518,8 @@ def _laid(
     return array, geometry, mask
 
 
-def _as_number(caller: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise fail(caller, name, "must be a number", value, TypeError)
-    return float(value)
-
-
 def _as_alpha(caller: str, value: Any) -> float:
-    alpha = _as_number(caller, "alpha", value)
+    alpha = as_number(caller, "alpha", value, "must be a number")
     if not 0 < alpha <= 1:
         raise fail(caller, "alpha", "must be greater than 0 and at most 1", value)
     return alpha

@@ -40,7 +40,17 @@ from jaxpool._core.arguments import as_array, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import OPS, pool_op
-from jaxpool._core.window import Ints, as_int, as_ints, fail
+from jaxpool._core.window import (
+    Ints,
+    as_entries,
+    as_flag,
+    as_int,
+    as_ints,
+    as_number,
+    as_positive,
+    fail,
+    is_sequence,
+)
 
 __all__ = [
     "multiscale_roi_align",
@@ -114,7 +124,7 @@ def roi_align(
     caller = "roi_align"
     x = as_array(caller, x)
     cut = _sampling(caller, output_shape, sampling_ratio, aligned)
-    scale = _positive(caller, "spatial_scale", spatial_scale)
+    scale = as_positive(caller, "spatial_scale", spatial_scale)
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
@@ -145,7 +155,7 @@ def ps_roi_align(
     caller = "ps_roi_align"
     x = as_array(caller, x)
     cut = _sampling(caller, output_shape, sampling_ratio, True, grouped=True)
-    scale = _positive(caller, "spatial_scale", spatial_scale)
+    scale = as_positive(caller, "spatial_scale", spatial_scale)
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
@@ -180,7 +190,7 @@ def roi_pool(
     caller = "roi_pool"
     x = as_array(caller, x, ordered=True)
     cut = _Largest(as_ints(caller, "output_shape", output_shape, 2, 1))
-    scale = _positive(caller, "spatial_scale", spatial_scale)
+    scale = as_positive(caller, "spatial_scale", spatial_scale)
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
@@ -217,7 +227,7 @@ def ps_roi_pool(
     caller = "ps_roi_pool"
     x = as_array(caller, x)
     cut = _Mean(as_ints(caller, "output_shape", output_shape, 2, 1), grouped=True)
-    scale = _positive(caller, "spatial_scale", spatial_scale)
+    scale = as_positive(caller, "spatial_scale", spatial_scale)
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
@@ -293,7 +303,11 @@ def multiscale_roi_align(
         scales = [2.0 ** round(math.log2(h / height)) for h in heights]
     else:
         given: Any = spatial_scales
-        scales = [_positive(caller, "spatial_scales", s) for s in given]
+        if not is_sequence(given):
+            rule = "must be a sequence with one number for each level"
+            raise fail(caller, "spatial_scales", rule, given, TypeError)
+        given = as_entries(caller, "spatial_scales", given)
+        scales = [as_positive(caller, "spatial_scales", s) for s in given]
     first = round(-math.log2(scales[0])) if scales else 0
     if scales != [2.0 ** -(first + i) for i in range(len(maps))]:
         rule = f"must give {len(maps)} scales, powers of two that halve at each level"
@@ -301,7 +315,7 @@ def multiscale_roi_align(
         raise fail(caller, argument, rule, scales)
     choice = {
         "levels": (first, first + len(maps) - 1),
-        "scale": _positive(caller, "canonical_scale", canonical_scale),
+        "scale": as_positive(caller, "canonical_scale", canonical_scale),
         "level": as_int(caller, "canonical_level", canonical_level, -(2**31)),
         "eps": _EPS,
     }
@@ -358,14 +372,14 @@ def roi_levels(
     caller = "roi_levels"
     boxes = _as_boxes(caller, boxes)
     lowest = as_int(caller, "min_level", min_level, -(2**31))
-    if not (isinstance(eps, int | float) and 0 <= eps < 1):
-        raise fail(caller, "eps", "must be a number, at least 0 and below 1", eps)
+    rule = "must be a number, at least 0 and below 1"
+    eps = as_number(caller, "eps", eps, rule, lambda n: 0 <= n < 1)
     return _levels(
         boxes.astype(accumulation_dtype(mean_dtype(boxes.dtype))),
         levels=(lowest, as_int(caller, "max_level", max_level, lowest)),
-        scale=_positive(caller, "canonical_scale", canonical_scale),
+        scale=as_positive(caller, "canonical_scale", canonical_scale),
         level=as_int(caller, "canonical_level", canonical_level, -(2**31)),
-        eps=float(eps),
+        eps=eps,
     )
 
 
@@ -547,21 +561,9 @@ def _sampling(
             "takes for 0 and -1, depends on values: XLA needs it when it compiles)"
         )
         raise fail(caller, "sampling_ratio", rule, ratio)
-    if not isinstance(aligned, bool):
-        raise fail(caller, "aligned", "must be True or False", aligned, TypeError)
+    aligned = as_flag(caller, "aligned", aligned)
     least = -math.inf if aligned else 1.0
     return _Sampled(out, grouped, int(ratio), aligned, least)
-
-
-def _positive(caller: str, name: str, value: Any) -> float:
-    """Returns a number of Python's, finite and greater than 0."""
-    try:
-        number = float(value)
-    except Exception:  # a traced array raises an error of JAX's own here
-        raise fail(caller, name, "must be a number", value, TypeError) from None
-    if not 0 < number < math.inf:
-        raise fail(caller, name, "must be finite and greater than 0", value)
-    return number
 
 
 def _pyramid(caller: str, features: Any) -> list[jax.Array]:

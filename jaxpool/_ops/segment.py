@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_modes, check_whole, whole
+from jaxpool._core.arguments import as_array, as_mask, as_modes, check_whole, whole
 from jaxpool._core.engine import identity
 from jaxpool._core.indices import take
 from jaxpool._core.numerics import (
@@ -101,7 +101,7 @@ def segment_pool(
         raise fail(caller, "mode", rule, mode)
     count = as_int(caller, "num_segments", num_segments, 1)
     if where is not None:
-        where = jnp.asarray(where)
+        where = as_mask(caller, where)
         if where.ndim == 1:
             where = where.reshape(-1, *(1,) * (x.ndim - 1))
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_modes, whole
+from jaxpool._core.arguments import as_array, as_mask, as_modes, whole
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
@@ -105,7 +105,7 @@ def sequence_pool(
         raise fail(caller, "num_prefix_tokens", rule, num_prefix_tokens)
 
     if where is not None:
-        where = jnp.asarray(where)
+        where = as_mask(caller, where)
         full = where.ndim == x.ndim
         where = jnp.moveaxis(where, axes[0], -2) if full else where[..., None]
     x = jnp.moveaxis(x, axes[0], -2)

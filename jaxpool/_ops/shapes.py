@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.window import Ints, Padding, Window, as_int
+from jaxpool._core.window import Ints, Padding, Window, as_shape
 
 __all__ = ["output_shape"]
 
@@ -44,5 +44,5 @@ def output_shape(
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     window = Window.of("output_shape", *spec)
-    shape = tuple(as_int("output_shape", "input_shape", n, 0) for n in input_shape)
+    shape = as_shape("output_shape", "input_shape", input_shape)
     return Geometry.of(window, shape).out_shape(shape)

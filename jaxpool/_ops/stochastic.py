@@ -33,7 +33,16 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import pool_op
 from jaxpool._core.order import MOST_MATCHED
-from jaxpool._core.window import Ints, Padding, Window, as_int, as_ints, fail
+from jaxpool._core.window import (
+    Ints,
+    Padding,
+    Window,
+    as_flag,
+    as_int,
+    as_ints,
+    fail,
+    is_name,
+)
 from jaxpool._ops.average import highest_and_mean, masked_mean
 
 __all__ = ["mean_over_keys", "random_mixed_pool", "s3_pool", "stochastic_pool"]
@@ -95,7 +104,7 @@ def stochastic_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
     x = hide(x.astype(dtype), where)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         return window_expectation(x, geometry)
     if geometry.taps > MOST_MATCHED:
         countable(caller, geometry.sizes)
@@ -163,10 +172,10 @@ def random_mixed_pool(
         "map": others,
         "region": range(-x.ndim, 0),
     }
-    if per not in own:
+    if not is_name(per, own):
         raise fail(caller, "per", f"must be one of {', '.join(own)}", per)
     highest, mean = highest_and_mean(x, geometry, where)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         y = (highest + mean) / 2
     else:
         shape = [highest.shape[a] if a in own[per] else 1 for a in range(-x.ndim, 0)]
@@ -245,13 +254,13 @@ def s3_pool(
     if any(g % s for g, s in zip(grids, steps, strict=True)):
         rule = f"must be a multiple of the strides {steps}"
         raise fail(caller, "grid_shape", rule, grid_shape)
-    if shared not in (True, False, "channels"):
+    if not (isinstance(shared, bool) or is_name(shared, ("channels",))):
         raise fail(caller, "shared", "must be True, False or 'channels'", shared)
     dtype = mean_dtype(x.dtype)
     x = window_extremum(x, geometry, True).astype(dtype)
     sizes = [static_size(caller, x.shape[a]) for a in axes]
     cells = Geometry.of(Window.of(caller, steps, steps, axis=axes), x.shape)
-    if deterministic:
+    if as_flag(caller, "deterministic", deterministic):
         return masked_mean(x, cells, None, False).astype(dtype)
     others = [a for a in range(-x.ndim, 0) if a not in axes]
     own = [] if shared is True else others if shared is False else others[:-1]

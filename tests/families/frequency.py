@@ -167,7 +167,7 @@ WRONG = {
         (dict(strides=(0.9, 2.0)), ValueError, "must be finite and at least 1"),
         (dict(strides=(2.0, np.inf)), ValueError, "must be finite and at least 1"),
         (dict(strides=((2.0,),)), ValueError, "must be real, a scalar or a vector"),
-        (dict(strides="2"), TypeError, "`strides` must be made of numbers"),
+        (dict(strides="2"), TypeError, "`strides` must be an array of numbers"),
         (dict(strides=(2.0,) * 4), ValueError, "`strides` must have between 1 and"),
         (dict(strides=()), ValueError, "`strides` must have between 1 and"),
         (dict(strides=(2.0, 2.0), axis=1), ValueError, "`strides` must have 1 ent"),

@@ -216,7 +216,7 @@ _EVERY = [
 _SCALE = [
     (dict(_B, spatial_scale=0), ValueError, "`spatial_scale` must be finite and"),
     (dict(_B, spatial_scale=math.nan), ValueError, "`spatial_scale` must be finite"),
-    (dict(_B, spatial_scale="a"), TypeError, "`spatial_scale` must be a number"),
+    (dict(_B, spatial_scale="a"), TypeError, "`spatial_scale` must be finite and"),
 ]
 _SAMPLES = [
     (dict(_B, sampling_ratio=0), ValueError, "`sampling_ratio` must be at least 1 (a"),
