@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, learned_shape, validate
+from jaxpool._core.module import arguments, document, freeze, learned_start, validate
 from jaxpool._core.op import OPS, PoolOp
+from jaxpool._core.window import as_flag
 
 
 class PoolModule(nn.Module):
@@ -27,7 +28,8 @@ class PoolModule(nn.Module):
         """Checks the window when the module is built."""
         for field in map(_field, self._op.settings):
             object.__setattr__(self, field, freeze(getattr(self, field)))
-        validate(self._op, self._settings())
+        learns = {"trainable": getattr(self, "trainable", True)}
+        validate(self._op, {**self._settings(), **learns})
         super().__post_init__()
 
     @nn.compact
@@ -47,9 +49,8 @@ class PoolModule(nn.Module):
         }
         config |= self._op.passed(arrays)
         for name in self._op.learned if getattr(self, "trainable", False) else ():
-            start = jnp.asarray(config[name], jnp.float32)
             features = getattr(self, "features", None)
-            shape = learned_shape(start.shape, features)
+            start, shape = learned_start(self._op, name, config[name], features)
             initial = nn.initializers.constant(start)
             config[name] = self.param(name, initial, shape, jnp.float32)
         return config
@@ -73,6 +74,7 @@ class RandomPoolModule(PoolModule):
         masks = {} if where is None else {"where": where}
         attribute = getattr(self, "deterministic", None)
         deterministic = nn.merge_param("deterministic", attribute, deterministic)
+        as_flag(self._op.module_name, "deterministic", deterministic)
         if not deterministic and rng is None:
             rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
         sampling = {"key": rng, "deterministic": bool(deterministic)}

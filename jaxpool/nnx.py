@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, learned_shape, validate
+from jaxpool._core.module import arguments, document, freeze, learned_start, validate
 from jaxpool._core.op import OPS, PoolOp
-from jaxpool._core.window import fail
+from jaxpool._core.window import as_flag, fail
 
 
 class PoolModule(nnx.Module):
@@ -38,8 +38,7 @@ class PoolModule(nnx.Module):
         rngs = config.get("rngs") if self._op.takes_key else config.pop("rngs", None)
         for name, value in config.items():
             if trainable and name in self._op.learned:
-                start = jnp.asarray(value, jnp.float32)
-                shape = learned_shape(start.shape, features)
+                start, shape = learned_start(self._op, name, value, features)
                 value = nnx.Param(jnp.broadcast_to(start, shape))
             setattr(self, name, value)
         for name, (shape, initial) in self._op.weights_for(config).items():
@@ -99,6 +98,7 @@ class RandomPoolModule(PoolModule):
         masks = {} if where is None else {"where": where}
         if deterministic is None:
             deterministic = self.deterministic
+        as_flag(self._op.module_name, "deterministic", deterministic)
         key = None if deterministic else self._key(self.rngs if rngs is None else rngs)
         sampling = {"key": key, "deterministic": bool(deterministic)}
         return self._op.fn(*inputs, **named, **self._config(), **masks, **sampling)

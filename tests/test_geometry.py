@@ -373,3 +373,39 @@ def test_axes_that_are_not_pooled_may_be_symbolic():
     assert pooled.symbolic
     assert not symbolic.symbolic
     assert pooled.out_shape((2, batch, 9, 3)) == (2, (batch - 3) // 2 + 1, 4, 3)
+
+
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool", "soft_pool", "lp_pool"])
+def test_places_that_are_padding_for_every_window_cost_nothing(op):
+    """Windows of any size, laid over a few elements, are those that these see."""
+    x, f = np.arange(1.0, 7.0, dtype=np.float32)[:, None], getattr(jaxpool, op)
+    largest, fits = 2**31 - 1, 11  # all outputs see all elements
+    kwargs = {"divisor_override": 6} if op == "avg_pool" else {}
+    y = f(x, (largest,), padding="SAME", **kwargs)
+    np.testing.assert_allclose(y, f(x, (fits,), padding="SAME", **kwargs), rtol=1e-6)
+    product = jaxpool.pool(x, 1.0, jax.lax.mul, (largest,), padding="SAME")
+    np.testing.assert_allclose(product, np.full((6, 1), 720.0))
+    # What is no identity enters once, and once for each place of padding.
+    total = jaxpool.pool(x, 1.0, jax.lax.add, (1001,), padding="SAME")
+    np.testing.assert_allclose(total, np.full((6, 1), 21.0 + 1 + 995))
+
+
+@pytest.mark.parametrize("size", [2**31, 2**40, 2**62])
+def test_axes_that_int32_cannot_count_are_refused(size):
+    """By name and at once; batch axes may be as large as they like."""
+    x = jax.ShapeDtypeStruct((1, size, 1), np.float32)
+    for f in (jaxpool.max_pool, jaxpool.adaptive_avg_pool, jaxpool.blur_pool):
+        with pytest.raises(ValueError, match=f"`{f.__name__}`: `x` must have fewer"):
+            jax.eval_shape(lambda x, f=f: f(x, (3,)), x)
+    with pytest.raises(ValueError, match="`attention_pool`: `x` must have fewer"):
+        jax.eval_shape(lambda x: jaxpool.attention_pool(x, {}, num_heads=1), x)
+    batch = jax.ShapeDtypeStruct((size, 4, 1), np.float32)
+    y = jax.eval_shape(lambda x: jaxpool.max_pool(x, (2,)), batch)
+    assert y.shape == (size, 3, 1)
+
+
+def test_a_stride_beyond_the_input_is_as_good_as_any():
+    """The derivative has a table of as many entries as a stride: no more than fit."""
+    x = np.arange(6.0, dtype=np.float32)[:, None]
+    f = lambda x: jaxpool.max_pool(x, (3,), (2**31 - 1,)).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(f)(x)[:, 0], [0, 0, 1, 0, 0, 0])

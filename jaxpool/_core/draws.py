@@ -95,7 +95,7 @@ def window_sample(x: jax.Array, geometry: Geometry, key: jax.Array) -> jax.Array
 
     Gradient: to the drawn element; what was drawn has none.
     """
-    dtype = accumulation_dtype(x.dtype)
+    dtype, geometry = accumulation_dtype(x.dtype), geometry.clipped
     shape = geometry.out_shape(x.shape)
     number = split_alike(uniform(key, shape, dtype), shape, x)
     if geometry.taps <= MOST_MATCHED and _many_places(geometry):

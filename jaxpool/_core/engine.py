@@ -200,7 +200,7 @@ def _native_extremum(x, geometry, largest):
 
 def _reduce_window(operand, init, op, geometry):
     """`lax.reduce_window` with the window, strides and pads of `geometry`."""
-    ndim = jax.tree.leaves(operand)[0].ndim
+    ndim, geometry = jax.tree.leaves(operand)[0].ndim, geometry.clipped
     return lax.reduce_window(
         operand,
         init,

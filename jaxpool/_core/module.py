@@ -3,10 +3,16 @@
 import inspect
 from typing import Any
 
-from jaxpool._core.op import PoolOp
-from jaxpool._core.window import Window, as_flag
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-__all__ = ["arguments", "document", "freeze", "learned_shape", "validate"]
+from jaxpool._core.arguments import as_array
+from jaxpool._core.op import PoolOp
+from jaxpool._core.window import Window, as_flag, as_int, fail
+
+__all__ = ["arguments", "document", "freeze", "learned_start", "validate"]
 
 
 def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
@@ -46,9 +52,15 @@ def document(op: PoolOp) -> str:
 
 
 def freeze(value: Any) -> Any:
-    """Returns lists as tuples: a module's configuration has to be hashable."""
+    """Returns lists as tuples, and numbers of NumPy's and JAX's as Python's.
+
+    A module's configuration has to be hashable.
+    """
     if isinstance(value, list | tuple):
         return tuple(freeze(v) for v in value)
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and not np.ndim(value):
+        plain = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == jnp.bool_
+        return value.item() if plain and not isinstance(value, Tracer) else value
     return value
 
 
@@ -57,12 +69,22 @@ def validate(op: PoolOp, config: dict[str, Any]) -> None:
     for name, setting in op.settings.items():
         if setting.annotation is bool:
             as_flag(op.module_name, name, config[name])
+    as_flag(op.module_name, "trainable", config.get("trainable", True))
     op.weights_for(config)
     spec = {n for n in inspect.signature(Window.of).parameters if n != "caller"}
     if spec <= config.keys():
         Window.of(op.module_name, **{name: config[name] for name in spec})
 
 
-def learned_shape(start: tuple[int, ...], features: int | None) -> tuple[int, ...]:
-    """The shape of a learned argument whose first value has the shape `start`."""
-    return start if features is None else (*start[:-1], features)
+def learned_start(
+    op: PoolOp, name: str, value: Any, features: int | None
+) -> tuple[jax.Array, tuple[int, ...]]:
+    """The first value of a learned argument, and the shape of what is learned."""
+    start = as_array(op.module_name, value, name, ordered=True).astype(jnp.float32)
+    if features is None:
+        return start, start.shape
+    features = as_int(op.module_name, "features", features, 1)
+    if start.shape[-1:] not in ((), (1,), (features,)):
+        rule = f"must be the {start.shape[-1]} channels that `{name}` has values for"
+        raise fail(op.module_name, "features", rule, features)
+    return start, (*start.shape[:-1], features)

@@ -157,6 +157,7 @@ def holds_nothing(stage: Geometry) -> bool:
 @functools.lru_cache(4096)
 def stages(geometry: Geometry) -> tuple[Geometry, ...]:
     """Stages that choose one element: the last axis first, so ties stay row-major."""
+    geometry = geometry.clipped
     if large_and_whole(geometry):
         return (geometry,)
     axes = tuple(a for a in geometry.axes if not _idle(a))
@@ -173,6 +174,7 @@ def sum_stages(geometry: Geometry) -> tuple[tuple[tuple[Geometry, ...], ...], ..
     A sum must not count an element twice, so its chains do not overlap: a window whose
     size is no product of small factors is the largest such window, and the rest.
     """
+    geometry = geometry.clipped
     if large_and_whole(geometry):
         return (((geometry,),),)
     axes = tuple(a for a in geometry.axes if not _idle(a))
