@@ -337,6 +337,10 @@ OWN_WRONG = {
     "lp_pool": [
         (dict(_W, p=0), ValueError, "`p` must be finite and greater than 0"),
         (dict(_W, p=-1.0), ValueError, "`p` must be finite and greater than 0"),
+        (dict(_W, p="2"), TypeError, "`p` must be an array of numbers"),
+        (dict(_W, p=2**63), TypeError, "`p` must be an array of numbers"),
+        (dict(_W, p=1j), TypeError, "`p` must be real"),
+        (dict(_W, normalize=2), TypeError, "`normalize` must be True or False"),
         (dict(_W, p=math.nan), ValueError, "`p` must be finite and greater than 0"),
     ],
     "gem_pool": [
@@ -354,9 +358,15 @@ OWN_WRONG = {
     ],
     "stochastic_pool": [
         (dict(_W, deterministic=False), ValueError, "pass `key=jax.random.key"),
+        (dict(_W, deterministic=2), TypeError, "`deterministic` must be True or"),
+        *[
+            (dict(_W, deterministic=False, key=key), TypeError, "must be one PRNG key")
+            for key in (3, "key", np.zeros(3, np.uint32), np.zeros((2, 2), np.uint32))
+        ],
     ],
     "pool": [
         (dict(_W, init=np.zeros(2)), ValueError, "`init` must be a scalar"),
+        (dict(_W, init=None), TypeError, "`init` must be an array of numbers"),
         (dict(_W, reduce_fn="max"), TypeError, "`reduce_fn` must be a function"),
     ],
 }

@@ -367,6 +367,8 @@ class TestConvertIndices:
             (dict(input_shape=(4, 0)), ValueError, "`input_shape` must be at least"),
             (dict(dtype=jnp.int64), ValueError, "`dtype` needs `jax_enable_x64`"),
             (dict(dtype=float), TypeError, "`dtype` must be an integer type"),
+            (dict(dtype=np.ones(2)), TypeError, "`dtype` must be an integer type"),
+            (dict(source=np.ones(2)), ValueError, "`source` must be one of plane"),
             (dict(dtype=jnp.int8, target="tf"), ValueError, "hold indices up to 299"),
         ],
     )

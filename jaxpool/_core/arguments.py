@@ -1,6 +1,5 @@
 """Arguments at the door: arrays, masks, keys and parameters, checked and in shape."""
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -93,11 +92,12 @@ def output_axes(
     ndim: int,
     sizes: Sequence[int] | None = None,
     argument: str = "output_shape",
+    most: int = 2**31 - 1,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the pooled axes (negative, ascending) and the output's size on each.
 
     With the input's `sizes`, all of them, an entry of None keeps the input's.
-    `argument` is what errors call `output_shape`.
+    `argument` is what errors call `output_shape`, and `most` its largest entry.
     """
     if axis is not None:
         axes = resolve_axes(caller, axis, ndim)
@@ -122,7 +122,7 @@ def output_axes(
             size = static_size(caller, sizes[a])
             as_int(caller, "x.shape", size, 1)
             entry = size if entry is None else entry
-        wanted[a] = as_int(caller, argument, entry, 1)
+        wanted[a] = as_int(caller, argument, entry, 1, most)
     return tuple(sorted(wanted)), tuple(wanted[a] for a in sorted(wanted))
 
 
@@ -257,7 +257,6 @@ def as_key(caller: str, key: Any) -> jax.Array:
     return key
 
 
-@functools.cache
 def _raw_key_shape() -> tuple[int, ...]:
     """The shape of a key in JAX's older form, for the generator in use."""
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape

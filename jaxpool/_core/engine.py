@@ -200,16 +200,21 @@ def _native_extremum(x, geometry, largest):
 
 def _reduce_window(operand, init, op, geometry):
     """`lax.reduce_window` with the window, strides and pads of `geometry`."""
-    ndim, geometry = jax.tree.leaves(operand)[0].ndim, geometry.clipped
-    return lax.reduce_window(
+    ndim, inner = jax.tree.leaves(operand)[0].ndim, geometry.clipped
+    y = lax.reduce_window(
         operand,
         init,
         op,
-        window_dimensions=geometry.full(ndim, "window", 1),
-        window_strides=geometry.full(ndim, "stride", 1),
-        padding=geometry.pads(ndim),
-        window_dilation=geometry.full(ndim, "dilation", 1),
+        window_dimensions=inner.full(ndim, "window", 1),
+        window_strides=inner.full(ndim, "stride", 1),
+        padding=inner.pads(ndim),
+        window_dilation=inner.full(ndim, "dilation", 1),
     )
+    if inner == geometry:
+        return y
+    # Smaller windows may fit in more often.
+    begin = [0] * ndim
+    return jax.tree.map(lambda y: lax.slice(y, begin, inner.out_shape(y.shape)), y)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

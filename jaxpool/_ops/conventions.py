@@ -90,9 +90,18 @@ def convert_indices(
             rule = f"must be one of {', '.join(CONVENTIONS)}"
             raise fail(caller, name, rule, convention)
     axes, sizes = output_axes(
-        caller, input_shape, axis, indices.ndim, argument="input_shape"
+        caller,
+        input_shape,
+        axis,
+        indices.ndim,
+        argument="input_shape",
+        most=2**63 - 1,
     )
-    wanted = jnp.dtype(jnp.int32 if dtype is None else dtype)
+    try:
+        wanted = jnp.dtype(jnp.int32 if dtype is None else dtype)
+    except Exception:  # NumPy's own, of several kinds
+        rule = "must be an integer type"
+        raise fail(caller, "dtype", rule, dtype, TypeError) from None
     if not jnp.issubdtype(wanted, jnp.integer):
         raise fail(caller, "dtype", "must be an integer type", dtype, TypeError)
     if dtypes.canonicalize_dtype(wanted) != wanted:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import laid
+from jaxpool._core.arguments import as_array, laid
 from jaxpool._core.engine import identity, window_extremum, window_fold
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, fail
@@ -62,8 +61,8 @@ def pool(
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, _ = laid("pool", x, None, spec)
-    if np.ndim(init):
-        raise fail("pool", "init", "must be a scalar", np.shape(init))
+    if shape := as_array("pool", init, "init").shape:
+        raise fail("pool", "init", "must be a scalar", shape)
     if not callable(reduce_fn):
         rule = "must be a function of two arrays"
         raise fail("pool", "reduce_fn", rule, reduce_fn, TypeError)

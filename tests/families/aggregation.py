@@ -159,6 +159,8 @@ WRONG = {
     "statistics_pool": [
         *_AXIS,
         (dict(correction=-1), ValueError, "`correction` must be finite and at least 0"),
+        (dict(correction="0"), TypeError, "`correction` must be finite and at least 0"),
+        (dict(correction=[0, 1]), TypeError, "`correction` must be finite and at"),
     ],
     "attentive_statistics_pool": [
         (dict(params={}), ValueError, "`params` must have `hidden_kernel`"),

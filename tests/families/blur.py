@@ -151,6 +151,7 @@ WRONG = {
         (dict(filter_size=3), ValueError, "`filter_size` must be a sequence"),
         (dict(filter_size=(0, 3)), ValueError, "`filter_size` must be at least 1"),
         (dict(edge_threshold=1.0), ValueError, "`edge_threshold` must be greater"),
+        (dict(edge_threshold=(2, 2)), TypeError, "`edge_threshold` must be greater"),
         (dict(edge_dilation_kernel_size=2), ValueError, "must be odd; got 2"),
     ],
 }
