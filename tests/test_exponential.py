@@ -128,6 +128,27 @@ def test_logits_of_minus_infinity_take_out():
         assert np.isfinite(g).all()
 
 
+@pytest.mark.parametrize("window", [(2, 2), (4, 4), (4, 12)], ids=str)
+def test_minus_infinity_has_no_share_in_a_soft_mean(window):
+    x = normals(14, 14, 1).at[::3, ::3].set(-np.inf)
+
+    def loss(x, beta):
+        return jaxpool.soft_pool(x, window, beta=beta).sum()
+
+    for g in jax.jit(jax.grad(loss, (0, 1)))(x, jnp.float32(2)):
+        assert np.isfinite(g).all()
+
+
+@pytest.mark.parametrize("window", [(4, 4), (4, 12), (16, 1)], ids=str)
+def test_a_soft_mean_of_far_apart_elements_is_the_largest(window):
+    x = normals(16, 14, 1) * 1e30
+    y, g = (
+        jax.jit(jax.value_and_grad(lambda x, f=f: f(x, window).sum()))(x)
+        for f in (jaxpool.soft_pool, jaxpool.max_pool)
+    )
+    jax.tree.map(np.testing.assert_array_equal, y, g)
+
+
 @pytest.mark.parametrize(
     ("op", "name", "start"),
     [

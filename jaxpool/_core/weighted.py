@@ -58,7 +58,7 @@ def window_softmax(x: jax.Array, logits: jax.Array, geometry: Geometry) -> jax.A
         if gathers(along):
             x = _weighted(x, given, along)
         else:
-            x = _softmax_mean(
+            x = _centred_mean(
                 _padded_taps(x, along, 0), _padded_taps(given, along, -np.inf)
             )
         logits = window_lse(given, one, one, along)
@@ -69,7 +69,10 @@ def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
     """`window_softmax` with the logits beta x, where beta is the same for a window."""
     if gathers(geometry):
         return _soft(x, beta, geometry)
-    return window_softmax(x, beta * x, geometry)
+    # The derivative in beta, at what is infinite and has no weight, would be 0 * inf.
+    infinite = lax.stop_gradient(beta * x)
+    logits = jnp.where(jnp.isfinite(x), beta * finite_or_zero(x), infinite)
+    return window_softmax(x, logits, geometry)
 
 
 def window_lse(
@@ -142,6 +145,18 @@ def _softmax_mean(parts: Parts, logits: Parts, fold: Fold = functools.reduce):
     return jnp.where(total < np.inf, mean, weighted)
 
 
+def _centred_mean(parts, logits):
+    """`_softmax_mean` of distances to the element of the largest logit.
+
+    Its derivative is of differences of elements, which so cancel before they round.
+    """
+    largest = functools.reduce(lax.max, logits)
+    pairs = zip(parts, logits, strict=True)
+    best = [jnp.where(g == largest, part, -np.inf) for part, g in pairs]
+    centre = finite_or_zero(lax.stop_gradient(functools.reduce(lax.max, best)))
+    return centre + _softmax_mean([part - centre for part in parts], logits)
+
+
 def _softmax_weights(logits, geometry):
     """What `linear.read_weighted` needs to know of a softmax."""
     # Of what is infinite, no other logit has a share.
@@ -188,7 +203,9 @@ def _weighted_jvp(geometry, primals, tangents):
     y = _weighted(x, logits, geometry)
     weights = _softmax_weights(logits, geometry)
     change = linear.read_weighted(dx, geometry, *weights)
-    return y, change + linear.read_weighted(dlogits, geometry, *weights, x, -y)
+    # What is infinite and has no weight adds nothing: 0 * inf would be NaN.
+    inside = finite_or_zero(x)
+    return y, change + linear.read_weighted(dlogits, geometry, *weights, inside, -y)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -202,9 +219,12 @@ def _soft_jvp(geometry, primals, tangents):
     y, logits = _soft(x, beta, geometry), beta * x
     weights = _softmax_weights(logits, geometry)
     change = y * 0
+    # What is infinite and has no weight adds nothing: 0 * inf would be NaN.
     if not isinstance(dx, SymbolicZero):
-        change += linear.read_weighted(dx, geometry, *weights, logits, 1 - beta * y)
+        inside = finite_or_zero(logits)
+        change += linear.read_weighted(dx, geometry, *weights, inside, 1 - beta * y)
     if not isinstance(dbeta, SymbolicZero):
+        x = finite_or_zero(x)
         change += dbeta * linear.read_weighted(x, geometry, *weights, x, -y)
     return y, change
 

@@ -123,8 +123,8 @@ def soft_pool(
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window with
-      infinity, or -infinity for beta < 0, gives that; the other one has no weight
-      beside numbers. A window without elements gives 0.
+      infinity, or -infinity for beta < 0, gives that; the other one has no weight,
+      and a window of nothing else gives 0, as one without elements does.
 
     Raises:
       ValueError, TypeError: as in :func:`max_pool`, and for a beta that is not finite
