@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxpool._core.numerics import accumulation_dtype
 
@@ -24,9 +25,19 @@ def take(x: jax.Array, index: jax.Array, axes: Sequence[int]) -> jax.Array:
     """
     flat, axis = _merge(x, axes)
     positions, _ = _merge(index, axes)
-    # -1 must not reach the gather, whose indices are promised to be in bounds.
-    inside = jnp.maximum(positions, 0)
-    y = jnp.take_along_axis(flat, inside, axis, mode="promise_in_bounds")
+    along = (flat.ndim + axis,)
+    others = tuple(d for d in range(flat.ndim) if d not in along)
+    y = lax.gather(
+        flat,
+        # -1 must not reach the gather, whose indices are promised to be in bounds.
+        jnp.maximum(positions, 0)[..., None],
+        lax.GatherDimensionNumbers((), along, along, others, others),
+        slice_sizes=(1,) * flat.ndim,
+        # Alone in its plane, as an index without neighbours is; the transpose then
+        # adds in no order that threads could change.
+        unique_indices=positions.shape[axis] == 1,
+        mode="promise_in_bounds",
+    )
     y = jnp.where(positions >= 0, y, jnp.zeros((), y.dtype))
     return _split(y, axes, [index.shape[a] for a in axes])
 

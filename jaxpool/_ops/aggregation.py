@@ -143,7 +143,7 @@ def covariance_pool(
     if not as_flag(caller, "vectorize", vectorize):
         return y
     triangle = np.ravel_multi_index(np.triu_indices(channels), (channels, channels))
-    return jnp.take(y.reshape(*batch, channels**2), triangle, -1)
+    return jnp.take(y.reshape(*batch, channels**2), triangle, -1, unique_indices=True)
 
 
 def _square_root(y: jax.Array, iterations: int) -> jax.Array:
