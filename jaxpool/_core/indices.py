@@ -17,11 +17,15 @@ from jaxpool._core.numerics import accumulation_dtype
 __all__ = ["last_claims", "put", "take"]
 
 
-def take(x: jax.Array, index: jax.Array, axes: Sequence[int]) -> jax.Array:
+def take(
+    x: jax.Array, index: jax.Array, axes: Sequence[int], unique: bool = False
+) -> jax.Array:
     """Reads one element of `x` for each entry of `index`: y_o = x[index_o].
 
     Linear in `x`, with the transpose `put`. `index` is flat over `axes` (negative,
-    ascending) and as large as `x` along all others; an index of -1 reads 0.
+    ascending) and as large as `x` along all others; an index of -1 reads 0. Where none
+    stands twice in a plane they are `unique`: the transpose then adds in no order that
+    threads could change.
     """
     flat, axis = _merge(x, axes)
     positions, _ = _merge(index, axes)
@@ -33,9 +37,7 @@ def take(x: jax.Array, index: jax.Array, axes: Sequence[int]) -> jax.Array:
         jnp.maximum(positions, 0)[..., None],
         lax.GatherDimensionNumbers((), along, along, others, others),
         slice_sizes=(1,) * flat.ndim,
-        # Alone in its plane, as an index without neighbours is; the transpose then
-        # adds in no order that threads could change.
-        unique_indices=positions.shape[axis] == 1,
+        unique_indices=unique or positions.shape[axis] == 1,
         mode="promise_in_bounds",
     )
     y = jnp.where(positions >= 0, y, jnp.zeros((), y.dtype))

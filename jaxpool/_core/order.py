@@ -20,6 +20,7 @@ from jax import lax
 from jaxpool._core import taps
 from jaxpool._core.engine import chosen, window_combine, window_stack, window_taps
 from jaxpool._core.geometry import Geometry
+from jaxpool._core.indices import take
 
 __all__ = [
     "MOST_COMPARED",
@@ -149,9 +150,7 @@ def _descending_jvp(geometry, primals, tangents):
     place = lax.broadcasted_iota(jnp.int32, x.shape, 0)
     place = jnp.where(x == x, place, place)  # laid out on devices as the elements
     order = lax.sort((-x, place), dimension=0, num_keys=1)[1]
-    moved = jnp.take_along_axis(
-        window_stack(tangent, geometry), order, 0, mode="promise_in_bounds"
-    )
+    moved = take(window_stack(tangent, geometry), order, (-x.ndim,), unique=True)
     return y, list(moved) if isinstance(y, list) else moved
 
 
