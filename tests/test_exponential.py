@@ -208,3 +208,14 @@ def test_importance_learns_from_its_first_step():
     assert loss(params) < np.sum(
         jaxpool.avg_pool(x, **PADDED, count_include_pad=False) ** 2
     )
+
+
+@pytest.mark.parametrize("lam", [3.5, 6.0, np.inf])
+def test_padding_does_not_outweigh_what_is_shown(lam):
+    """One element beside padding, which differs more from the mean than it does."""
+    x, alone = np.array([[2.0], [3.0]], np.float32), {"padding": ((1, 0),)}
+    y = jaxpool.detail_preserving_pool(x, (2,), lam=lam, alpha=-9.0, **alone)
+    assert y[0, 0] == 2
+    shown = np.array([[True], [False]])
+    y = jaxpool.detail_preserving_pool(x, (2,), lam=lam, alpha=-9.0, where=shown)
+    assert y[0, 0] == 2

@@ -268,6 +268,12 @@ class TestUnpool:
             mapped = jax.shard_map(f, mesh=mesh, in_specs=rows, out_specs=rows)
             np.testing.assert_array_equal(jax.jit(mapped)(x), f(x))
 
+    def test_booleans(self):
+        """Which JAX does not add up."""
+        y = jaxpool.max_unpool(np.ones((2, 1), bool), np.array([[1], [2]]), (4,))
+        assert y.dtype == bool
+        assert y[:, 0].tolist() == [False, True, True, False]
+
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [

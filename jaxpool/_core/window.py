@@ -43,7 +43,7 @@ def fail(
     try:
         text = repr(value)
     except ValueError:  # Python writes no int of thousands of digits
-        text = f"an int of {cast(int, value).bit_length()} bits"
+        text = f"{type(value).__name__} of thousands of digits"
     text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
     return error(f"`{caller}`: `{argument}` {rule}; got {text}.")
 

@@ -197,6 +197,8 @@ def max_unpool(
     countable(caller, sizes, "output_shape")
     indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
+    if values.dtype == jnp.bool_:  # of which JAX makes no sums
+        return put(values.astype(jnp.uint8), last, axes, sizes).astype(jnp.bool_)
     return put(values, last, axes, sizes)
 
 
