@@ -7,7 +7,6 @@ yields, rows of facts and arrays, as files in OUT. The environment says how many
 devices there are.
 """
 
-import contextlib
 import json
 import math
 import re
@@ -150,18 +149,15 @@ def halos(ops, windows, forms, meshes, derivatives):
         mesh = Mesh(np.array(jax.devices()).reshape([*sizes.values()]), [*sizes])
         axes = [a if a in sizes else None for a in ("data", "rows", "columns")]
         split = NamedSharding(mesh, PartitionSpec(*axes))
-        whole, context = getattr(jaxpool, name), contextlib.nullcontext()
-        pool = whole
+        pool = whole = getattr(jaxpool, name)
         if form == "sharded":
             pool = jaxpool.sharded(whole, mesh, split.spec)
-        else:
-            context = jaxpool.lowering(form)
         for window in windows:
             options = {**WINDOWS[window], **OPTIONS.get(name, {})}
             if options["window_shape"] == 3:
                 options["axis"] = (1, 2)
             for derivative in derivatives:
-                with context:
+                with jaxpool.lowering("auto" if form == "sharded" else form):
                     f = derived(pool, options, derivative)
                     laid = {"in_shardings": split, "out_shardings": split}
                     compiled = jax.jit(f, **laid).lower(x).compile()

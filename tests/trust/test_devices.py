@@ -206,7 +206,8 @@ def test_what_xla_makes_of_pools_by_itself(tmp_path, record):
     for row, _ in rows:
         if (row["form"], row["window"]) == ("auto", "2x2 by 2"):
             moved = itertools.chain(*row["collectives"].values())
-            assert max(map(elements, moved), default=1) == 1, row
+            # At most a value an image and channel, of which zeros are made.
+            assert max(map(elements, moved), default=0) <= 2 * 4, row
 
 
 @pytest.fixture
