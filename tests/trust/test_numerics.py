@@ -9,6 +9,7 @@ correctly.
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -43,6 +44,14 @@ def ops_of_any_window():
     return [c for c in typical() if c.op.kind in kinds and not c.op.integer]
 
 
+def plain_windows():
+    """Cases of windows that are nothing but a sum, a mean or an extremum."""
+    for case in ops_of_any_window():
+        plain = case.op.family in ("average", "extremum") and case.op.outputs == 1
+        if plain and case.op.kind == "window":
+            yield case
+
+
 def resized(case, n, rank=1):
     """The case with windows of `n` elements along each of `rank` axes, unpadded."""
     given = {k: v for k, v in case.kwargs.items() if k not in WINDOW}
@@ -66,10 +75,11 @@ def planes(sizes, dtype):
     """An input `[kind, S..., C]` with numbers of each of the `KINDS`."""
     info, rng = jnp.finfo(dtype), np.random.default_rng(0)
     normal = [rng.normal(size=(*sizes, CHANNELS)) for _ in KINDS]
-    # NumPy computes the reference in float64, and has to have room for powers there.
-    most = 2.0 ** (min(info.maxexp, 256) - 4)
+    # NumPy computes the reference in float64: it needs room, and there all of its bits.
+    room = 256 if info.bits < 64 else 20
+    most = 2.0 ** (min(info.maxexp, room) - 4)
     # So small that powers vanish, and differences not yet.
-    least = min(2.0 ** (max(info.minexp, -256) + info.nmant + 6), 2.0**-8)
+    least = min(2.0 ** (max(info.minexp + info.nmant, -room) + 6), 2.0**-8)
     signs = 1 - 2 * (np.indices(sizes).sum(0) % 2)[..., None]
     x = [
         normal[0],
@@ -132,7 +142,7 @@ class Passes:
             moves = (np.abs(self.gradient(x, one)) * size).sum(within)
             reach[:, *at] = np.tile(moves, y.shape[-1] // x.shape[-1])
             scale += np.abs(self.gradient(x, one * c))
-        moves = [size * signs.choice([-1, 1], x.shape) for _ in range(4)]
+        moves = [size * signs.choice([-1, 1], x.shape) for _ in range(16)]
         turns = np.max([np.abs(self.turned(x, c, move)) for move in moves], 0)
         return (y, reach), (np.asarray(self.gradient(x, c)), scale + turns)
 
@@ -157,7 +167,10 @@ def units(actual, expected, scale, dtype):
 
 def in_torch(case, x, cotangent):
     """What PyTorch gives for both passes of the case, or None where it has no such."""
-    torch = pytest.importorskip("torch", reason="PyTorch's errors want extra `parity`")
+    if importlib.util.find_spec("torch") is None:  # the extra `parity`
+        return None
+    import torch
+
     pools = torch.nn.functional
     n = case.kwargs["window_shape"] if case.op.kind == "window" else case.sizes
     kernel, out = (*n, 1)[:2], (3, 3 if len(n) > 1 else 1)
@@ -209,20 +222,20 @@ def measure(passes, dtype):
             yield direction, library, *units(result, *expected, dtype)
 
 
-# The most units that an op may be off, by family: sums round once for each time that
-# windows of windows add up, exponentials and powers by as much as XLA's functions do,
-# which it approximates. Half precision computes in float32 and rounds once.
+# The most units that an op may be off, by family: sums of windows of windows round few
+# times; exponentials, logarithms and powers are approximations of XLA's. Half precision
+# computes in float32 and rounds once.
 MOST = {
-    **dict.fromkeys(("extremum", "average", "adaptive", "blend", "rank", "masked"), 4),
-    **dict.fromkeys(("monoid", "stochastic"), 8),
-    **dict.fromkeys(("exponential", "power"), 16),
-    "importance": 32,
+    **dict.fromkeys(("extremum", "average", "adaptive", "blend", "masked"), 2),
+    **dict.fromkeys(("monoid", "stochastic", "exponential", "power"), 16),
+    "rank": 4,
+    "importance": 128,  # weights by distances from a mean, which cancel
 }
 HALF = 0.51
 # Numbers that fit into the dtype, lost on the way to a result that does.
 LOST = {
     **{
-        case.op.name: "adds up before it divides, or before terms cancel"
+        case.op.name: "adds up before it divides or terms cancel"
         for case in ops_of_any_window()
         if case.op.linear
     },
@@ -279,7 +292,7 @@ def check_errors(case, sizes, dtypes, wide, record):
             assert not lost[dtype, direction, library] or case.op.name in LOST
 
 
-@pytest.mark.parametrize("case", ops_of_any_window()[:2], ids=str)
+@pytest.mark.parametrize("case", list(plain_windows())[:2], ids=str)
 def test_small_windows_round_once(case, wide, record):
     check_errors(case, [(3, 1)], ("bfloat16", "float32"), wide, lambda **_: None)
 
@@ -291,12 +304,7 @@ def test_errors_are_bounded(case, wide, record):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "case",
-    [c for c in ops_of_any_window() if c.op.kind == "window" and c.op.linear]
-    + [c for c in ops_of_any_window() if c.op.name == "max_pool"],
-    ids=str,
-)
+@pytest.mark.parametrize("case", list(plain_windows()), ids=str)
 def test_errors_of_every_window(case, wide, record):
     """All sizes from 1 to 64, where the error grows with the number of terms."""
 

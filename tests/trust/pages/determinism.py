@@ -24,8 +24,8 @@ def section(rows: list[dict], outcome: dict) -> str:
     for row in of["one thread"]:
         names = ", ".join(f"`{name}`" for name in row["other"]) or "no op"
         lines += [
-            "With `--xla_cpu_multi_thread_eigen=false` other bits come from "
-            f"{names}: another number of threads is not promised to give the same.",
+            f"With `--xla_cpu_multi_thread_eigen=false` {names} gave other bits; for "
+            "another number of threads nothing is promised.",
             "",
         ]
     if of["scatter"]:
