@@ -105,7 +105,6 @@ def test_it_takes_what_the_pool_takes():
         (jaxpool.global_avg_pool, TypeError, "with a window"),
         (jaxpool.exp_weighted_pool, ValueError, "must take one array; got 'exp_"),
     ],
-    ids=str,
 )
 def test_pools_it_cannot_split(pool, error, message):
     with pytest.raises(error) as caught:
