@@ -190,8 +190,9 @@ def check_whole(
     spec = jax.typeof(x).sharding.spec
     if any(spec[a] is not None for a in axes):
         rule = (
-            f"must not be sharded explicitly along axes {tuple(sorted(axes))}: use "
-            "`jax.sharding.reshard`, or pool under `jax.sharding.auto_axes`"
+            f"must not be sharded explicitly along axes {tuple(sorted(axes))}: pool "
+            "it by `jaxpool.sharded`, under `jax.sharding.auto_axes`, or after "
+            "`jax.sharding.reshard`"
         )
         raise fail(caller, name, rule, spec)
 
