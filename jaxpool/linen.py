@@ -28,8 +28,8 @@ class PoolModule(nn.Module):
         """Checks the window when the module is built."""
         for field in map(_field, self._op.settings):
             object.__setattr__(self, field, freeze(getattr(self, field)))
-        learns = {"trainable": getattr(self, "trainable", True)}
-        validate(self._op, {**self._settings(), **learns})
+        own = {n: getattr(self, n) for n in _OWN if hasattr(self, n)}
+        validate(self._op, {**self._settings(), **own})
         super().__post_init__()
 
     @nn.compact
@@ -79,6 +79,9 @@ class RandomPoolModule(PoolModule):
             rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
         sampling = {"key": rng, "deterministic": bool(deterministic)}
         return self._op.fn(*inputs, **named, **self._config(), **masks, **sampling)
+
+
+_OWN = ("trainable", "rng_collection")  # attributes that are no argument of the op
 
 
 def _field(argument: str) -> str:

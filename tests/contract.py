@@ -310,6 +310,7 @@ WRONG = {
         (dict(output_shape=(-1, 2)), ValueError, "`output_shape` must be at least 1"),
         (dict(output_shape=(2.0, 2)), TypeError, "must be made of ints"),
         (dict(output_shape=(2**31, 2)), ValueError, "`output_shape` must be at most"),
+        (dict(output_shape=(2**20, 2**20)), ValueError, "must have fewer than 2**31"),
         (dict(output_shape=range(1, 2**40)), ValueError, "at most 64 entries"),
         (dict(output_shape=()), ValueError, "`output_shape` must have between 1 and"),
         (dict(output_shape=(1,) * 4), ValueError, "`output_shape` must have between"),

@@ -235,3 +235,11 @@ def test_memory_does_not_grow_with_the_map_or_the_boxes():
     # The map itself may be copied once; 50 boxes' worth of it may not.
     extra = temporary(64, [0, 0, 63, 63]) - temporary(8, [0, 0, 7, 7])
     assert extra <= 3 * 64 * 64 * 8 * 4
+
+
+def test_images_that_int32_cannot_number_are_refused():
+    x = jax.ShapeDtypeStruct((2**31, 6, 7, 1), np.float32)
+    boxes, images = np.ones((1, 4), np.float32), np.zeros(1, int)
+    f = lambda x: jaxpool.roi_align(x, boxes, 2, batch_indices=images)  # noqa: E731
+    with pytest.raises(ValueError, match="`x` must have fewer than"):
+        jax.eval_shape(f, x)

@@ -136,6 +136,7 @@ def adaptive_bins(
     """The bins of adaptive pooling to an output of the given size."""
     axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape, argument)
     check_whole(caller, x, axes)
+    countable(caller, sizes, argument)
     pairs = zip(axes, sizes, strict=True)
     return Geometry(tuple(adaptive_axis(a, x.shape[a], size) for a, size in pairs))
 

@@ -70,6 +70,10 @@ def validate(op: PoolOp, config: dict[str, Any]) -> None:
         if setting.annotation is bool:
             as_flag(op.module_name, name, config[name])
     as_flag(op.module_name, "trainable", config.get("trainable", True))
+    stream = config.get("rng_collection", "")
+    if not isinstance(stream, str):
+        rule = "must be the name of a stream"
+        raise fail(op.module_name, "rng_collection", rule, stream, TypeError)
     op.weights_for(config)
     spec = {n for n in inspect.signature(Window.of).parameters if n != "caller"}
     if spec <= config.keys():

@@ -1,7 +1,7 @@
 """What the user asked for: a window, checked once and written down in plain ints.
 
 Every argument error of the library is raised here, in one grammar: the function,
-the argument, the rule, the value. Nothing in this file knows about arrays.
+the argument, the rule, the value. Nothing in this file knows about JAX.
 """
 
 import math

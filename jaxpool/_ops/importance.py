@@ -281,9 +281,8 @@ def _preserve(x, where, power, base, geometry, symmetric, eps):
         detail = [d * (d if symmetric else lax.max(d, d * 0)) + eps for d in away]
         level = jnp.log(jnp.maximum(total(detail) / count, eps))
         heights = [power * (jnp.log(d) - level) for d in detail]
-        if shown is not None:  # what is hidden must not be the largest
-            pairs = zip(heights, masks, strict=True)
-            heights = [jnp.where(m > 0, h, base) for h, m in pairs]
+        pairs = zip(heights, masks, strict=True)  # what is hidden outweighs nothing
+        heights = [h if m is None else jnp.where(m > 0, h, base) for h, m in pairs]
         # Relative to the largest weight: below or at 1.
         peak = functools.reduce(lax.max, heights)
         if geometry.whole:

@@ -515,6 +515,9 @@ def _over_boxes(
         if x.ndim != 4 or x.shape[0] == 0:
             rule = "must be [N, H, W, C] with N > 0 where `batch_indices` are given"
             raise fail(caller, name, rule, x.shape)
+        if isinstance(x.shape[0], int) and x.shape[0] >= 2**31:
+            rule = "must have fewer than 2**31 images, to be numbered in int32"
+            raise fail(caller, name, rule, x.shape)
         if boxes.ndim != 2:
             rule = "must be [K, 4] where `batch_indices` are given"
             raise fail(caller, "boxes", rule, boxes.shape)

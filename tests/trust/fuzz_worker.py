@@ -127,19 +127,27 @@ def judge(call, y):
             return f"empty: {[v.shape for v in leaves]}"
     if call.mode == "huge":
         return None
-    numbers = np.concatenate([[0], *map(_magnitudes, jax.tree.leaves(call.given))])
+    others = {n: v for n, v in call.given.items() if n != "x"}
+    here, there = (
+        np.concatenate([[0], *map(_magnitudes, jax.tree.leaves(tree))])
+        for tree in (call.given.get("x"), others)
+    )
+    numbers = np.concatenate([here, there])
     usual = (numbers == 0) | ((numbers > 1 / LARGE) & (numbers < LARGE))
-    if np.any(np.isfinite(numbers) & ~usual):
+    if np.any(np.isfinite(numbers) & ~usual) or not np.isfinite(there).all():
         return None
     inexact = [v for v in leaves if jnp.issubdtype(v.dtype, jnp.inexact)]
-    if np.isfinite(numbers).all() and any(jnp.isnan(v).any() for v in inexact):
+    infinite = not np.isfinite(here).all()
+    if not infinite and any(jnp.isnan(v).any() for v in inexact):
         return "NaN from finite input"
+    if infinite and call.case is not None and call.case.op.kind == "other":
+        return None  # what the oracle multiplies by 0 may not be read at all
     try:
         expected = answer(call)
     except Exception:  # the oracle knows no such call
         expected = None
     call.compared = expected is not None
-    return differs(y, expected) if call.compared else None
+    return differs(y, expected, infinite) if call.compared else None
 
 
 def _magnitudes(value):
@@ -150,8 +158,11 @@ def _magnitudes(value):
     return []
 
 
-def differs(actual, expected):
-    """How results differ from the oracle's, which are float64; or None."""
+def differs(actual, expected, infinite):
+    """How results differ from the oracle's, which are float64; or None.
+
+    Of finite input it has no NaN but by overflow.
+    """
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
     if len(actual) != len(expected):
         return f"{len(actual)} results, not {len(expected)}"
@@ -167,7 +178,7 @@ def differs(actual, expected):
             fits = np.abs(e) < most  # the oracle's range is wider
             scale = max(1.0, float(np.abs(e[fits]).max(initial=0)))
             bad = fits & ~(np.abs(a - e) <= eps * scale)
-        bad |= np.isnan(e) & np.isfinite(a)
+        bad |= infinite & np.isnan(e) & np.isfinite(a)
         if bad.any():
             at = tuple(int(i[0]) for i in np.nonzero(bad))
             return f"{a[at]} at {at}, not {e[at]}"
@@ -179,6 +190,8 @@ def answer(call):
     given, case = dict(call.given), call.case
     if case is None or (call.built and case.op.learned_arrays):
         return None  # a module's weights are its own
+    if not call.exact and "samples" in call.changed:
+        return None  # boundaries at u = 0 are a limit, and from another side
     if "where" in given and (case.op.name, "mask") in EXCEPT:
         return None
     x = np.asarray(given.pop(case.op.inputs[0]))
@@ -237,7 +250,7 @@ def canonical(kind, given):
 # Flax's own errors about a module's attributes, which name the argument.
 FLAX = (
     r"Found data .* assigned to static attribute '\w+' .*jaxpool\.nnx",
-    r'Parameter "deterministic" was passed to the constructor and at call time',
+    r'Parameter "deterministic" (was|must be) passed to the constructor',
 )
 
 
