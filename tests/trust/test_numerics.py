@@ -283,6 +283,7 @@ def check_errors(case, sizes, dtypes, wide, record):
             units=round(error, 3),
             kind=kind,
             window=window,
+            largest=max(sizes)[0],
             lost=lost[dtype, direction, library],
         )
     for (dtype, direction, library), found in worst.items():

@@ -26,6 +26,13 @@ def section(rows: list[dict], outcome: dict) -> str:
     lines = []
     if of["error"]:
         lines += [_ERRORS, "", *_table(of["error"]), ""]
+        smaller = {r["op"]: r["largest"] for r in of["error"] if r["largest"] < 64}
+        some = [f"over {most} of `{op}`" for op, most in smaller.items()]
+        if some:
+            lines += [
+                f"Not asked, for XLA takes minutes: windows {', '.join(some)}.",
+                "",
+            ]
     if of["each size"]:
         ours = [r for r in of["each size"] if r["library"] == "jaxpool"]
         ops = sorted({r["op"] for r in ours})
