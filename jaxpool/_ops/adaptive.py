@@ -24,6 +24,7 @@ from jaxpool._core.arguments import (
     adaptive_bins,
     as_array,
     channel_axis,
+    check_whole,
     countable,
     laid,
     output_axes,
@@ -229,7 +230,10 @@ def select_adaptive_pool(
             raise fail(caller, "axis", rule, axis)
         axis = tuple(range(1, x.ndim - 1))
     axes, _ = output_axes(caller, output_shape, axis, x.ndim, x.shape)
-    y = x if pool is None else pool(x, output_shape, axis=axis)
+    y = x
+    if pool is not None:
+        check_whole(caller, x, axes)  # under this name, not the chosen one's
+        y = pool(x, output_shape, axis=axis)
     if not as_flag(caller, "flatten", flatten):
         return y
     first = min(*axes, channel_axis(x.ndim, axes))

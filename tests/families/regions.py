@@ -140,7 +140,8 @@ ORACLES = {
     "ps_roi_pool": ps_mean,
     "multiscale_roi_align": multiscale,
 }
-# Inside; over each edge; outside; reversed; empty; a whole map and more.
+# Inside; over each edge; outside; reversed; empty; a whole map and more. Numbers that
+# float32 holds: JAX keeps what it made of an array, also where 64-bit types come later.
 BOXES = np.array(
     [
         [0.7, 1.2, 4.1, 4.8],
@@ -150,8 +151,9 @@ BOXES = np.array(
         [5.2, 4.6, 2.1, 1.3],
         [3.3, 2.2, 3.3, 2.2],
         [-0.4, -0.6, 7.3, 6.4],
-    ]
-)
+    ],
+    np.float32,
+).astype(np.float64)
 NO_BOX = np.full((1, 4), np.nan)
 _SHARED = (dict(boxes=BOXES, output_shape=(2, 3)), None)
 _ITS_OWN = dict(boxes=np.stack([BOXES[:3], 2 - BOXES[2:5]]), output_shape=(3, 2))

@@ -122,7 +122,7 @@ def exact(case, dtype, **sizes):
     """An input of the case that `dtype` holds exactly, as all wider types do."""
     x = case.input(**sizes)
     if case.op.integer:
-        return x
+        return abs(x) if dtype == "uint8" else x
     if dtype in INTEGERS:
         x = np.round(x * 20)
         return x > 0 if dtype == "bool" else abs(x) if dtype == "uint8" else x
@@ -261,8 +261,7 @@ def test_derivatives(name, dtype, wide, record):
     f = case.differentiable
     if dtype in INTEGERS:
         x = jnp.asarray(exact(case, dtype)).astype(dtype)
-        wanted = refusal(case, dtype) or "requires real- or complex-valued inputs"
-        with pytest.raises(TypeError, match=wanted):
+        with pytest.raises(TypeError, match="requires real- or complex-valued inputs"):
             jax.grad(lambda x: f(x).sum())(x)
         for transform in table:
             found.cannot(transform, "integers have no derivative")
