@@ -114,20 +114,34 @@ DERIVATIVES = {
 THIRD = {"third order": ("third", third)}
 
 
+NEAR = 2.0**-24  # far above the noise of float64, below what changes an order
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """What is right for one case, in float64.
 
-    `f` is differentiated by its own rules, in reverse; `check` holds these against
-    differences of its values.
+    `f` is differentiated by its own rules, in reverse; `differences` of its values are
+    there to check these. `moves` says how far what is expected moves when each input
+    moves by its own size: no result is nearer than epsilon of that.
     """
 
     f: object
     x: np.ndarray
     z: np.ndarray
 
-    @functools.cached_property
+    @property
     def _derivatives(self):
+        return self._both[0]
+
+    @functools.cached_property
+    def moves(self):
+        here, near = self._both
+        return {name: np.abs(near[name] - here[name]).max() / NEAR for name in here}
+
+    @functools.cached_property
+    def _both(self):
+        """The derivatives at both inputs, and at inputs near to them."""
         f, loss = self.f, loss_of(self.f)
 
         @jax.jit
@@ -142,10 +156,13 @@ class Reference:
                 "hvp": jnp.tensordot(hessian, z, z.ndim),
             }
 
-        with double():
-            x, z = jnp.asarray(self.x), jnp.asarray(self.z)
-            found = jax.tree.map(np.asarray, all_of_them(x, z))
-        found["jvp"] = np.tensordot(found["jacobian"], self.z, self.z.ndim)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (2, *self.x.shape))
+        found = []
+        for step in (0.0, NEAR):
+            x, z = np.stack([self.x, self.z]) * (1 + step * signs)
+            with double():
+                here = jax.tree.map(np.asarray, all_of_them(jnp.array(x), jnp.array(z)))
+            found.append(here | {"jvp": np.tensordot(here["jacobian"], z, z.ndim)})
         return found
 
     @functools.cached_property
