@@ -60,7 +60,8 @@ dtype, with and without 64-bit types): {asked:,} cells, of which {sum(held.value
 gave what they have to and {sum(cannot.values()):,} cannot work and say why. Values are
 compared with the oracle in NumPy, derivatives with those in float64, which are compared
 with central differences; sharded and exported programs with the plain one. The largest
-error is in epsilons of the dtype, relative to the largest value.
+error is in epsilons of the dtype, relative to the largest value, or, of derivatives, to
+how far they move when the inputs move by their own size, where that is more.
 [matrix.md](matrix.md) has every op.
 
 {_table(("transform", "held", "cannot work", "largest error"), lines)}
