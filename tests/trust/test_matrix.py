@@ -124,7 +124,9 @@ def exact(case, dtype, **sizes):
     if case.op.integer:
         return abs(x) if dtype == "uint8" else x
     if dtype in INTEGERS:
-        x = np.round(x * 8)  # no more, for powers of e of them to be exact enough
+        # No more, for powers of e of them to be exact enough. Times 8, a contrast would
+        # be the very threshold of `edge_aware_blur_pool`: (20 / 12) (15 / 16) = 1.25².
+        x = np.round(x * 7)
         return x > 0 if dtype == "bool" else abs(x) if dtype == "uint8" else x
     narrow = dtype if "float8" in dtype else "bfloat16"
     return x.astype(narrow).astype(np.float64)
