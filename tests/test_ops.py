@@ -195,6 +195,14 @@ class TestStochastic:
         exported = jax.export.export(jax.jit(f), platforms=platforms)(spec, key)
         np.testing.assert_array_equal(exported.call(x, key), f(x, key))
 
+    def test_export_with_symbolic_sizes_under_x64(self, x64):
+        x, key = normals(2, 6, 6, 2), jax.random.key(1)
+        f = lambda x, key: jaxpool.stochastic_pool(x, **TWO, key=key)  # noqa: E731
+        shape = jax.export.symbolic_shape("n,h,w,2", constraints=["h >= 4", "w >= 4"])
+        spec = jax.ShapeDtypeStruct(shape, x.dtype)
+        exported = jax.export.export(jax.jit(f))(spec, key)
+        np.testing.assert_array_equal(exported.call(x, key), f(x, key))
+
     def test_mask_and_large_numbers(self):
         x = jnp.array([1e30, 3e30, 2e30, 5.0])[:, None]
         mean = jaxpool.stochastic_pool(x, (3,), deterministic=True)
@@ -235,6 +243,35 @@ class TestUnpool:
         values, indices = jaxpool.max_pool_with_argmax(x, **TWO)
         y = jax.jit(lambda v, i: jaxpool.max_unpool(v, i, (4, 6)))(values, indices)
         np.testing.assert_array_equal(y, oracle.unpool(values, indices, (4, 6)))
+
+    @pytest.mark.parametrize("split", ["values", "indices", "both"])
+    def test_sharded(self, split):
+        """Under a mesh of explicit axes indices are split as values are."""
+        x = normals(4, 4, 6, 2)
+        values, indices = jaxpool.max_pool_with_argmax(x, **TWO)
+        wanted = jaxpool.max_unpool(values, indices, (4, 6))
+        mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+        rows = PartitionSpec("rows", None, None, None)
+        with jax.set_mesh(mesh):
+            put = functools.partial(jax.device_put, device=NamedSharding(mesh, rows))
+            if split == "both":
+                values, indices = jax.jit(
+                    lambda x: jaxpool.max_pool_with_argmax(x, **TWO)
+                )(put(x))
+                assert indices.sharding.spec == rows
+            elif split == "values":
+                values = put(values)
+            else:
+                indices = put(indices)
+            unpool = lambda *given: jaxpool.max_unpool(*given, (4, 6))  # noqa: E731
+            y = jax.jit(unpool)(values, indices)
+            assert y.sharding.spec == rows
+            columns = jax.device_put(
+                indices, NamedSharding(mesh, PartitionSpec(None, "rows"))
+            )
+            with pytest.raises(ValueError, match="`indices` must not be sharded"):
+                unpool(values, columns)
+        np.testing.assert_array_equal(y, wanted)
 
     def test_export_with_symbolic_batch(self):
         f = lambda x: jaxpool.max_unpool(  # noqa: E731

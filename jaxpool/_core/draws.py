@@ -256,8 +256,9 @@ def _drawn_index(weights, threshold, geometry):
         offsets = jnp.unravel_index(tap, tuple(a.window for a in axes))
         start, shift = [jnp.int32(0)] * ndim, jnp.int32(0)
         for a, stride, offset in zip(axes, strides, offsets, strict=True):
-            start[a.axis] = offset * a.dilation
-            shift += offset * a.dilation * stride
+            # Offsets in a window of symbolic size are of 64 bits under x64.
+            start[a.axis] = offset.astype(jnp.int32) * a.dilation
+            shift += start[a.axis] * stride
         here = lax.dynamic_slice(padded, start, extents)
         here = lax.slice(here, (0,) * ndim, here.shape, step)
         passed = (here > 0) & (below <= threshold)

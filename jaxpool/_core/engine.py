@@ -32,7 +32,7 @@ from jaxpool._core import linear, taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
-from jaxpool._core.numerics import accumulation_dtype, hide
+from jaxpool._core.numerics import accumulation_dtype, hide, split_alike
 from jaxpool._core.stages import (
     MOST_TAPS,
     holds_nothing,
@@ -105,6 +105,7 @@ def window_choice(
         return y, codes[0]
     # Counted from 1, since what no code names reads 0.
     index = taps.flat_positions(x.shape, geometry.pooled) + 1
+    index = split_alike(index, x.shape, x)
     return y, read_all(index, stages(geometry), codes) - 1
 
 

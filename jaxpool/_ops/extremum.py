@@ -26,6 +26,7 @@ from jaxpool._core.arguments import (
 )
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.indices import last_claims, put
+from jaxpool._core.numerics import split_alike
 from jaxpool._core.op import pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
@@ -194,6 +195,9 @@ def max_unpool(
         raise fail(caller, "indices", rule, indices.shape)
     axes, sizes = output_axes(caller, output_shape, axis, values.ndim)
     check_whole(caller, values, axes, "values")
+    check_whole(caller, indices, axes, "indices")
+    indices = split_alike(indices, values.shape, values)
+    values = split_alike(values, values.shape, indices)
     countable(caller, sizes, "output_shape")
     indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
