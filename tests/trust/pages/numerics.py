@@ -99,8 +99,9 @@ cancel. Where a second number follows, it is PyTorch's for the same arrays, forw
 and gradient. The reference is a NumPy oracle in float64; for gradients the op's own
 in float64. 0.5 is a correctly rounded result: a unit is `eps` of the dtype times what
 the exact result moves when each input moves by its own size, or times the exact
-result where that is more. A * marks a result that fits into the dtype and was not
-finite."""
+result where that is more; of a logarithm of exponentials it is `eps` at least, as those
+of small numbers are no finer, here and in NumPy. A * marks a result that fits into the
+dtype and was not finite."""
 _SPECIAL = """\
 NaN, inf and -inf at each place of an input, in arrays that are small to XLA and in
 arrays of 4,096 elements and more, in each form that windows are computed in. Values
