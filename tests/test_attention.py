@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import typical
 from flax import linen as nn
 
 import jaxpool as jp
@@ -17,6 +18,21 @@ def test_samples_do_not_meet():
     x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     pooled = jax.jit(lambda x: jp.sim_pool(x, {}, gamma=3.0))
     np.testing.assert_allclose(pooled(x), [pooled(s) for s in x], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in typical() if "num_heads" in c.arguments], ids=str
+)
+def test_the_number_of_heads_may_be_an_array(case):
+    """Arithmetic on one, under `jit`, would trace it."""
+    heads = case.arguments["num_heads"]
+    y, same = (
+        jax.jit(lambda x, n=n: case.op.fn(x, **{**case.arguments, "num_heads": n}))(
+            case.input()
+        )
+        for n in (heads, jnp.array(heads))
+    )
+    np.testing.assert_array_equal(y, same)
 
 
 def test_tokens_of_unknown_number():

@@ -19,7 +19,6 @@ from jaxpool._core.weights import SHAPES, entry, fit_shapes, read_params
 from jaxpool._core.window import (
     Ints,
     as_entries,
-    as_int,
     as_ints,
     as_positive,
     fail,
@@ -196,7 +195,7 @@ def read_weights(
     shapes = {n: s for n, s in SHAPES.items() if {n, n.rpartition("_")[0]} & wanted}
     embed = [given[f"{n}_kernel"].shape[-1:] for n in "qkv" if f"{n}_kernel" in given]
     (features,) = embed[0] if embed else (channels,)
-    if features % as_int(caller, "num_heads", num_heads, 1):
+    if features % num_heads:
         rule = f"must divide the {features} channels of the keys"
         raise fail(caller, "num_heads", rule, num_heads)
     sizes = {"c": channels, "d": features, "h": features // num_heads}

@@ -79,7 +79,8 @@ def module_sizes(
     """The size of each letter of `SHAPES`, as a module's arguments say."""
     features = as_int(caller, "features", features, 1)
     embed = module_size(caller, "embed_features", embed_features, features)
-    if embed % as_int(caller, "num_heads", num_heads, 1):
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
+    if embed % num_heads:
         rule = f"must divide the {embed} channels of the keys"
         raise fail(caller, "num_heads", rule, num_heads)
     out = features

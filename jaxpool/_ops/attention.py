@@ -68,7 +68,7 @@ from jaxpool._core.weights import (
     xavier_uniform,
     zeros,
 )
-from jaxpool._core.window import Ints, as_flag, as_positive, fail
+from jaxpool._core.window import Ints, as_flag, as_int, as_positive, fail
 from jaxpool._ops.average import global_avg_pool
 from jaxpool._ops.extremum import global_min_pool
 
@@ -168,6 +168,7 @@ def attention_pool(
       Set Transformer, 2019 (pooling by multihead attention, there with a residual).
     """
     caller, names = "attention_pool", ("query", *_ATTENTION)
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(
         caller, x, params, where, axis, num_heads, names, ("query",)
     )
@@ -244,6 +245,7 @@ def map_pool(
       NaFlex).
     """
     caller, needs = "map_pool", ("query", "mlp_in_kernel", "mlp_out_kernel")
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _HEAD, needs)
     y = by_queries(tokens, w, num_heads, as_eps(caller, eps), approximate=True)
     return tokens.finish(y)
@@ -358,6 +360,7 @@ def latent_attention_pool(
     caller = "latent_attention_pool"
     names = (*_HEAD, "positions", "q_norm", "k_norm")
     as_choice(caller, "pool_type", pool_type, ("token", "avg", ""))
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(
         caller, x, params, where, axis, num_heads, names, ("query",)
     )
@@ -465,6 +468,7 @@ def clip_attention_pool(
     caller = "clip_attention_pool"
     old, axis = map_axes(caller, "position_shape", position_shape, axis)
     names = (*_SPATIAL, "positions")
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(
         caller, x, params, where, axis, num_heads, names, ("positions",)
     )
@@ -561,6 +565,7 @@ def rotary_attention_pool(
     caller = "rotary_attention_pool"
     reference, axis = map_axes(caller, "reference_shape", reference_shape, axis)
     temperature = as_positive(caller, "temperature", temperature)
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SPATIAL, ())
     kernel = w.get("q_kernel", tokens.x)
     channels, pairs = kernel.shape[-1] // num_heads, 2 * len(reference)
@@ -645,6 +650,7 @@ def sim_pool(
       It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?, 2023.
     """
     caller, names = "sim_pool", ("q", "k", "token_norm", "q_norm", "k_norm")
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, names, ())
     x, eps, visible = tokens.x, as_eps(caller, eps), tokens.visible
     q = global_avg_pool(x, axis=-2, keepdims=True, where=visible)
@@ -741,6 +747,7 @@ def prr_attention_pool(
     """
     caller, names = "prr_attention_pool", ("token_norm", "norm")
     as_choice(caller, "pool_type", pool_type, ("token", "avg", ""))
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, names, ())
     where, visible = tokens.where, tokens.visible
     eps = as_eps(caller, eps)

@@ -146,6 +146,7 @@ def set_attention_pool(
       Set Transformer, 2019.
     """
     caller = "set_attention_pool"
+    num_heads = as_int(caller, "num_heads", num_heads, 1)
     tokens, w = read_tokens(caller, x, params, where, axis, num_heads, _SET, ("query",))
     if scale is not None:
         scale = as_positive(caller, "scale", scale)
