@@ -139,6 +139,24 @@ def test_minus_infinity_has_no_share_in_a_soft_mean(window):
         assert np.isfinite(g).all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [(2, 2), (4, 4), (12, 12)], ids=str)
+def test_an_even_mean_of_infinities_is_a_mean(window, masked):
+    x = normals(12, 12, 1).at[0, 0].set(-np.inf).at[11, 0].set(np.inf)
+    x = x.at[11, 11].set(np.nan)
+    where = jnp.ones((12, 12, 1), bool) if masked else None
+
+    given = {"window_shape": window, "strides": window, "where": where}
+    (y, pull), (mean, pull_mean) = (
+        jax.vjp(functools.partial(pool, **given), x)
+        for pool in (functools.partial(jaxpool.soft_pool, beta=0.0), jaxpool.avg_pool)
+    )
+    np.testing.assert_allclose(y, mean, rtol=1e-5, atol=1e-6)
+    finite = jnp.isfinite(mean).astype(mean.dtype)
+    g, expected = (np.asarray(f(finite)[0]) for f in (pull, pull_mean))
+    np.testing.assert_allclose(g[expected > 0], expected[expected > 0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("window", [(4, 4), (4, 12), (16, 1)], ids=str)
 def test_a_soft_mean_of_far_apart_elements_is_the_largest(window):
     x = normals(16, 14, 1) * 1e30

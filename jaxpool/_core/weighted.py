@@ -28,6 +28,7 @@ from jaxpool._core.stages import MOST_TAPS, large_and_whole
 
 __all__ = [
     "gathers",
+    "soft_logits",
     "window_lse",
     "window_power_mean",
     "window_soft",
@@ -69,10 +70,18 @@ def window_soft(x: jax.Array, beta: jax.Array, geometry: Geometry) -> jax.Array:
     """`window_softmax` with the logits beta x, where beta is the same for a window."""
     if gathers(geometry):
         return _soft(x, beta, geometry)
-    # The derivative in beta, at what is infinite and has no weight, would be 0 * inf.
-    infinite = lax.stop_gradient(beta * x)
-    logits = jnp.where(jnp.isfinite(x), beta * finite_or_zero(x), infinite)
-    return window_softmax(x, logits, geometry)
+    return window_softmax(x, soft_logits(x, beta), geometry)
+
+
+def soft_logits(x: jax.Array, beta: jax.Array) -> jax.Array:
+    """beta x, with a derivative in beta that is finite at what is infinite."""
+    infinite = lax.stop_gradient(_sharpened(x, beta))
+    return jnp.where(jnp.isfinite(x), beta * finite_or_zero(x), infinite)
+
+
+def _sharpened(x, beta):
+    """beta x, and 0 for a beta of 0, with which infinities weigh as much as others."""
+    return jnp.where(beta == 0, 0, beta * x)
 
 
 def window_lse(
@@ -210,19 +219,21 @@ def _weighted_jvp(geometry, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _soft(x, beta, geometry):
-    return _softmax_value(x, beta * x, geometry)
+    return _softmax_value(x, _sharpened(x, beta), geometry)
 
 
 def _soft_jvp(geometry, primals, tangents):
     # As for `_weighted`, with one sum over windows in place of two.
     (x, beta), (dx, dbeta) = primals, tangents
-    y, logits = _soft(x, beta, geometry), beta * x
+    y, logits = _soft(x, beta, geometry), _sharpened(x, beta)
     weights = _softmax_weights(logits, geometry)
     change = y * 0
     # What is infinite and has no weight adds nothing: 0 * inf would be NaN.
     if not isinstance(dx, SymbolicZero):
         inside = finite_or_zero(logits)
-        change += linear.read_weighted(dx, geometry, *weights, inside, 1 - beta * y)
+        change += linear.read_weighted(
+            dx, geometry, *weights, inside, 1 - _sharpened(y, beta)
+        )
     if not isinstance(dbeta, SymbolicZero):
         x = finite_or_zero(x)
         change += dbeta * linear.read_weighted(x, geometry, *weights, x, -y)

@@ -25,7 +25,7 @@ from jaxpool._core.arguments import as_array, as_parameter, laid, over, reduced,
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
 from jaxpool._core.op import pool_op
-from jaxpool._core.weighted import window_lse, window_soft, window_softmax
+from jaxpool._core.weighted import soft_logits, window_lse, window_soft, window_softmax
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import element_count
 
@@ -295,7 +295,7 @@ def _self_weighted(
     if where is None:
         return window_soft(x, sharpness, geometry).astype(dtype)
     x = hide(x, where)
-    logits = hide(sharpness * x, where, -jnp.inf)
+    logits = hide(soft_logits(x, sharpness), where, -jnp.inf)
     return window_softmax(x, logits, geometry).astype(dtype)
 
 

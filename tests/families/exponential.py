@@ -20,6 +20,8 @@ def weighted(e, logits):
 def soft(e, i, pad, beta=1.0):
     if not e.size:
         return 0.0
+    if beta == 0:
+        return e.mean()
     peak = oracle.maximum(e, i, pad) if beta >= 0 else oracle.minimum(e, i, pad)
     return (
         weighted(e[np.isfinite(e)], beta * e[np.isfinite(e)])
