@@ -113,6 +113,29 @@ def test_pools_it_cannot_split(pool, error, message):
 
 
 @pytest.mark.parametrize(
+    ("mesh", "spec", "error", "message"),
+    [
+        ("rows", ROWS, TypeError, "`mesh` must be a jax.sharding.Mesh; got 'rows'"),
+        (MESH, (None, "rows"), TypeError, "`spec` must be a jax.sharding.Partit"),
+        (MESH, PartitionSpec("up"), ValueError, "`spec` must name axes of `mesh`, ("),
+        (MESH, PartitionSpec(None, None, 2), ValueError, "`spec` must name axes of"),
+        (
+            MESH,
+            PartitionSpec(*[None] * 5),
+            ValueError,
+            "`spec` must have at most 4 entries",
+        ),
+        (MESH, PartitionSpec("rows"), ValueError, "`x` must give each of 2 devices as"),
+    ],
+)
+def test_splits_it_does_not_take(mesh, spec, error, message):
+    x = X[:1]
+    with pytest.raises(error, match=r"`sharded`: .*got") as caught:
+        jaxpool.sharded(jaxpool.max_pool, mesh, spec)(x, **SAME)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("pool", "options", "message"),
     [
         ("max_pool", {**SAME, "padding": "VALID"}, "`padding` must give 4 windows"),

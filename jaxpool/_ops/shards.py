@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxpool._core.arguments import as_array
 from jaxpool._core.geometry import Axis, Geometry, static_size
@@ -72,6 +72,7 @@ def sharded(
         raise fail("sharded", "pool", rule, pool, TypeError)
     if op.inputs != ("x",):
         raise fail("sharded", "pool", "must take one array", op.name)
+    split = _split(mesh, spec)
     signature = inspect.signature(pool)
 
     @functools.wraps(pool)
@@ -84,11 +85,19 @@ def sharded(
             if options.get(name) is not None:
                 rule = "must be None where the array is split over devices"
                 raise fail("sharded", name, rule, type(options[name]))
+        if len(split) > x.ndim:
+            rule = f"must have at most {x.ndim} entries, to fit the array"
+            raise fail("sharded", "spec", rule, spec)
+        for i, (_, count) in enumerate(split):
+            if x.shape[i] % count:
+                rule = f"must give each of {count} devices as many elements of axis {i}"
+                raise fail("sharded", "x", rule, x.shape)
         window = Window.of(op.name, *(options[name] for name in _WINDOW))
         geometry = Geometry.of(window, x.shape)
         axes = {a.axis: a for a in geometry.axes}
         pads = {i: (a.low, a.counted_high) for i, a in axes.items()}
-        halos = [halo for a in axes.values() if (halo := _halo(a, mesh, spec, x.ndim))]
+        placed = dict(zip(range(-x.ndim, 0), split, strict=False))
+        halos = [h for i, a in axes.items() if (h := _halo(a, *placed.get(i, ((), 1))))]
 
         def piece(ends, x):
             own = dict(pads)
@@ -160,16 +169,28 @@ class _Halo:
         return x, (self.low * first, self.counted_high * last)
 
 
-def _halo(axis: Axis, mesh: Mesh, spec: PartitionSpec, ndim: int) -> _Halo | None:
-    """What moves along an axis of an array of rank `ndim`, None for nothing."""
-    split = spec[ndim + axis.axis] if ndim + axis.axis < len(spec) else None
-    names = split if isinstance(split, tuple) else (split,) if split else ()
-    count = math.prod(mesh.shape[name] for name in names)
+def _split(mesh: Mesh, spec: PartitionSpec) -> list[tuple[tuple[str, ...], int]]:
+    """For each axis of an array, axes of the mesh and the number of its devices."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise fail("sharded", "mesh", "must be a jax.sharding.Mesh", mesh, TypeError)
+    if not isinstance(spec, PartitionSpec):
+        rule = "must be a jax.sharding.PartitionSpec"
+        raise fail("sharded", "spec", rule, spec, TypeError)
+    parts = [p if isinstance(p, tuple) else () if p is None else (p,) for p in spec]
+    names = [name for part in parts for name in part]
+    if any(n not in mesh.axis_names or names.count(n) > 1 for n in names):
+        rule = f"must name axes of `mesh`, {mesh.axis_names}, and none twice"
+        raise fail("sharded", "spec", rule, spec)
+    return [(part, math.prod(mesh.shape[n] for n in part)) for part in parts]
+
+
+def _halo(axis: Axis, names: tuple[str, ...], count: int) -> _Halo | None:
+    """What moves along an axis that is split over so many devices, if anything."""
     if count == 1:
         return None
     size = static_size("sharded", axis.size)
-    own, rest = divmod(size, count)
-    if rest or own % axis.stride:
+    own = size // count
+    if own % axis.stride:
         rule = f"must give each of {count} devices a multiple of the stride"
         raise fail("sharded", "x", rule, f"{size} elements by strides of {axis.stride}")
     if axis.out * axis.stride != size:
