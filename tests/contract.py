@@ -341,6 +341,7 @@ OWN_WRONG = {
         (dict(_W, p=-1.0), ValueError, "`p` must be finite and greater than 0"),
         (dict(_W, p="2"), TypeError, "`p` must be an array of numbers"),
         (dict(_W, p=2**63), TypeError, "`p` must be an array of numbers"),
+        (dict(_W, p=np.int64(2**62)), ValueError, "`p` must hold integers of int32"),
         (dict(_W, p=1j), TypeError, "`p` must be real"),
         (dict(_W, normalize=2), TypeError, "`normalize` must be True or False"),
         (dict(_W, p=math.nan), ValueError, "`p` must be finite and greater than 0"),

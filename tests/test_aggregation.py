@@ -52,6 +52,13 @@ class TestCovariance:
         triangle = jax.jit(pooled)(self.x)
         np.testing.assert_array_equal(triangle, y[:, *np.triu_indices(3)])
 
+    def test_pairs_of_channels_are_counted(self):
+        x = jax.ShapeDtypeStruct((2, 3, 46_341), np.float32)
+        with pytest.raises(ValueError, match="`x` must have fewer than 46,341 channel"):
+            jax.eval_shape(jp.covariance_pool, x)
+        whole = functools.partial(jp.covariance_pool, vectorize=False)
+        assert jax.eval_shape(whole, x).shape == (2, 46_341, 46_341)
+
     def test_moves_and_grows_with_its_input(self):
         f = jax.jit(jp.covariance_pool)
         y = f(self.x)

@@ -598,6 +598,19 @@ def test_output_shape():
         assert jaxpool.output_shape(shape, (3, 2), **kwargs) == expected.shape
     with pytest.raises(ValueError, match="`input_shape` must be at least 0; got -1"):
         jaxpool.output_shape((-1, 4, 4, 3), (2, 2))
+    with pytest.raises(ValueError, match="`input_shape` must have fewer than"):
+        jaxpool.output_shape((1, 4, 2**31, 3), (2, 2))
+
+
+def test_integers_are_not_cut_short():
+    for value in (2**31, -(2**31) - 1):
+        x = np.array([[0], [value]])
+        with pytest.raises(ValueError, match=f"`x` must hold .*int32.*; got {value}"):
+            jaxpool.max_pool(x, (2,))
+    with pytest.raises(ValueError, match="`x` must hold integers of uint32"):
+        jaxpool.max_pool(np.array([[0], [2**32]], np.uint64), (2,))
+    x = np.array([[-(2**31)], [2**31 - 1]])
+    np.testing.assert_array_equal(jaxpool.max_pool(x, (2,)), [[2**31 - 1]])
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -32,6 +32,7 @@ equal = np.testing.assert_array_equal
         ((1.0, 0.0), TypeError, "`zero_point` must be made of ints; got 0.0"),
         ((1.0, 0, "int16"), ValueError, "`dtype` must be 'int8' or 'uint8'"),
         ((1.0, 0, "byte code"), TypeError, "`dtype` must be 'int8' or 'uint8'"),
+        ((1.0, 0, jax.random.key(0)), TypeError, "`dtype` must be 'int8' or 'uint8'"),
     ],
     ids=str,
 )

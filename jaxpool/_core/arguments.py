@@ -170,6 +170,14 @@ def as_array(
     except (TypeError, ValueError, OverflowError):
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, type(x), TypeError) from None
+    integers = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu"
+    if integers and x.dtype != array.dtype and x.size:
+        # Without 64-bit types JAX drops their upper half, and says nothing.
+        limits = jnp.iinfo(array.dtype)
+        for value in (x.min(), x.max()):
+            if not limits.min <= value <= limits.max:
+                rule = f"must hold integers of {array.dtype} (see `jax_enable_x64`)"
+                raise fail(caller, name, rule, int(value))
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, array.dtype, TypeError)

@@ -181,19 +181,19 @@ class Geometry:
         return counts
 
 
-def static_size(caller: str, size: Any) -> int:
+def static_size(caller: str, size: Any, argument: str = "x") -> int:
     """Returns the size of a pooled axis, for a rule that needs a known int."""
     if not isinstance(size, int):
         rule = "must have pooled axes of known size (only others may be symbolic)"
-        raise fail(caller, "x", rule, size)
-    return _countable(caller, size)
+        raise fail(caller, argument, rule, size)
+    return _countable(caller, size, argument)
 
 
-def _countable(caller: str, size: Any) -> Any:
+def _countable(caller: str, size: Any, argument: str = "x") -> Any:
     """Returns the size of a pooled axis, if an int32 can count its places."""
     if isinstance(size, int) and size >= 2**31:
         rule = "must have fewer than 2**31 elements along a pooled axis"
-        raise fail(caller, "x", rule, size)
+        raise fail(caller, argument, rule, size)
     return size
 
 

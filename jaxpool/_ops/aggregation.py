@@ -49,7 +49,7 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.weights import fan_in_uniform, module_size, scaled_normal, sized
-from jaxpool._core.window import Ints, as_flag, as_int, as_number
+from jaxpool._core.window import Ints, as_flag, as_int, as_number, fail
 from jaxpool._ops.average import element_count, masked_mean
 
 __all__ = [
@@ -142,6 +142,9 @@ def covariance_pool(
     y = (y * jnp.squeeze(scale, axes)[..., None]).astype(dtype)
     if not as_flag(caller, "vectorize", vectorize):
         return y
+    if channels**2 >= 2**31:
+        rule = "must have fewer than 46,341 channels, for an int32 to count their pairs"
+        raise fail(caller, "x", rule, channels)
     triangle = np.ravel_multi_index(np.triu_indices(channels), (channels, channels))
     return jnp.take(y.reshape(*batch, channels**2), triangle, -1, unique_indices=True)
 

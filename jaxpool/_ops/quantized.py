@@ -96,7 +96,7 @@ class QuantParams:
         caller, rule = "QuantParams", "must be 'int8' or 'uint8'"
         try:
             dtype = np.dtype(self.dtype)
-        except TypeError:
+        except Exception:  # objects may say of their dtype what they like
             raise fail(caller, "dtype", rule, self.dtype, TypeError) from None
         if dtype not in (np.int8, np.uint8):
             raise fail(caller, "dtype", rule, self.dtype)

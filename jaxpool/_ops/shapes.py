@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxpool._core.geometry import Geometry
+from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.window import Ints, Padding, Window, as_shape
 
 __all__ = ["output_shape"]
@@ -45,4 +45,6 @@ def output_shape(
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     window = Window.of("output_shape", *spec)
     shape = as_shape("output_shape", "input_shape", input_shape)
+    for a in window.resolve(len(shape)):
+        static_size("output_shape", shape[a], "input_shape")
     return Geometry.of(window, shape).out_shape(shape)
