@@ -11,11 +11,15 @@ def adaptive(x, sizes, formula):
     return np.asarray(oracle.over_windows(formula, x, lines, axes))
 
 
+def as_levels(x, bins):
+    """For each level a number of bins for each axis, the same axes for all."""
+    n = next((len(level) for level in bins if not isinstance(level, int)), x.ndim - 2)
+    return [(level,) * n if isinstance(level, int) else level for level in bins]
+
+
 def flattened(x, bins, op="max"):
     formula = {"max": oracle.maximum, "avg": oracle.element_mean}[op]
-    levels = [
-        (level,) * (x.ndim - 2) if isinstance(level, int) else level for level in bins
-    ]
+    levels = as_levels(x, bins)
     n = len(levels[0])
     parts = [adaptive(x, level, formula) for level in levels]
     return np.concatenate([p.reshape(*x.shape[: -1 - n], -1) for p in parts], -1)
@@ -48,8 +52,7 @@ def interpolated(y, axis, size):
 
 def parsed(x, bins=(1, 2, 3, 6)):
     parts = [x]
-    for level in bins:
-        level = (level,) * (x.ndim - 2) if isinstance(level, int) else level
+    for level in as_levels(x, bins):
         y = adaptive(x, level, oracle.element_mean)
         for a in range(-1 - len(level), -1):
             y = interpolated(y, a, x.shape[a])

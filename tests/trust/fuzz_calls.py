@@ -94,6 +94,11 @@ HONEST = {
     "quantize": dict(
         x=np.array([-9.0, 0.0, 900.0], np.float32), params=jaxpool.QuantParams(0.1, -5)
     ),
+    "sharded": dict(
+        pool=jaxpool.max_pool,
+        mesh=jax.sharding.Mesh(jax.devices()[:1], ("rows",)),
+        spec=jax.sharding.PartitionSpec(None, "rows"),
+    ),
     "roi_levels": dict(boxes=_BOXES, min_level=2, max_level=5),
 }
 CASES_OF = collections.defaultdict(list)
