@@ -164,7 +164,8 @@ def _magnitudes(value):
 
 def _rounded(value):
     """Whether float32 rounds some integer of an array."""
-    if not isinstance(value, np.ndarray | jax.Array) or value.dtype.kind not in "iu":
+    array = isinstance(value, np.ndarray | jax.Array)
+    if not array or not jnp.issubdtype(value.dtype, jnp.integer):
         return False
     return bool((np.abs(np.asarray(value, np.float64)) > 2**24).any())
 
