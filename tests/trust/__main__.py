@@ -5,7 +5,8 @@
 
 Each part is a file of tests, `test_PART.py`, which records what it finds, and a module
 of `pages/`, which makes a section of it. Results are kept in `--out`, test by test;
-`--resume` asks those alone that are not there or failed. Minutes add up over processes.
+`--resume` asks those alone that are not there or failed. `--parts` makes the sections
+of these anew and leaves the others as they are. Minutes add up over processes.
 """
 
 import argparse
@@ -13,17 +14,22 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PARTS = (
-    "matrix",
+    "values",
+    "derivatives",
+    "sharding",
+    "export",
     "modes",
     "numerics",
     "arguments",
@@ -57,42 +63,53 @@ def results(folder):
     return outcome, [row for line in last for row in line["rows"]]
 
 
-def page(found, full):
-    """The text of reliability.md, and of the pages that parts have of their own."""
-    names = ("jax", "jaxlib", "flax", "numpy", "jaxpool")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    texts, others = [], {}
+def write(file, head, sections, last=()):
+    """Writes these sections of a page, among those that it has of other parts."""
+    old = file.read_text() if file.exists() else ""
+    _, *pieces = re.split(r"^## (.+)\n", old, flags=re.MULTILINE)
+    every = dict(zip(pieces[::2], pieces[1::2], strict=True)) | sections
+    titles = [importlib.import_module(f"pages.{part}").TITLE for part in PARTS]
+    texts = [f"## {t}\n\n{every[t].strip()}" for t in titles if t in every]
+    file.write_text("\n\n".join([head, *texts, *last]) + "\n")
+
+
+def write_pages(folder, found, full):
+    """The sections of the parts in reliability.md, and in pages of their own."""
+    sections, others = {}, {}
     for part, (outcome, facts) in found.items():
         module = importlib.import_module(f"pages.{part}")
-        counts = ", ".join(f"{n} {name}" for name, n in outcome.items())
-        texts.append(
-            f"## {module.TITLE}\n\n{module.section(facts, outcome)}\n*{counts}*"
-        )
-        others |= getattr(module, "pages", lambda facts: {})(facts)
-    command = "python tests/trust --full" if full else "python tests/trust"
-    head = INTRODUCTION.format(
-        command=command,
-        versions=versions,
-        python=platform.python_version(),
-        cores=os.cpu_count(),
-    )
-    return {"reliability.md": "\n\n".join([head, *texts, NOT_PROVED]), **others}
+        said = [f"{n:,} {name}" for name, n in outcome.items()]
+        said = ", ".join(said if full else [*said, "the quick subset alone"])
+        text = module.section(facts, outcome)
+        sections[module.TITLE] = f"{text}\n\n*{said}. {stack()}.*"
+        for name, (head, new) in getattr(module, "pages", lambda _: {})(facts).items():
+            others.setdefault(name, (head, {}))[1].update(new)
+    write(folder / "reliability.md", INTRODUCTION, sections, [NOT_PROVED])
+    for name, (head, new) in others.items():
+        write(folder / name, head, new)
+
+
+def stack():
+    """When, and of what."""
+    names = ("jaxpool", "jax", "jaxlib", "flax", "numpy")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    python, cores = platform.python_version(), os.cpu_count()
+    return f"{date.today()}, Python {python}, {versions}, {cores} CPU cores"
 
 
 INTRODUCTION = """\
 # Reliability
 
-What was asked of jaxpool, and what came of it. `{command}` asks it, prints the counts
-and writes this page; a quick subset is part of the tests. These figures are of Python
-{python}, {versions}, on {cores} CPU cores."""
+What was asked of jaxpool, and what came of it. `python tests/trust --full` asks it,
+prints the counts and writes this page; a quick subset is part of the tests. The last
+line of each section says how many tests gave it, when, and with which versions."""
 
 NOT_PROVED = """\
 ## Not proved
 
 Nothing here ran on a GPU or a TPU. Programs are lowered for CUDA, ROCm and TPU and
 looked at, not run; devices are virtual ones of a CPU, and hosts are processes of one
-machine.
-"""
+machine."""
 
 
 def main():
@@ -119,8 +136,7 @@ def main():
     for part, (outcome, facts) in found.items():
         counts = ", ".join(f"{n} {name}" for name, n in outcome.items())
         print(f"{part}: {counts}, {len(facts)} rows")
-    for name, text in page(found, given.full).items():
-        (given.pages or out).joinpath(name).write_text(text)
+    write_pages(given.pages or out, found, given.full)
     bad = [part for part, (outcome, _) in found.items() if outcome["failed"]]
     raise SystemExit(f"trust: failures in {', '.join(bad)}" if bad else 0)
 

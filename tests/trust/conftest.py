@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import environments
+import jax
 import pytest
 
 RESULTS = os.environ.get("JAXPOOL_TRUST_RESULTS")
@@ -60,3 +61,11 @@ def pytest_runtest_logreport(report):
 def built(tmp_path_factory):
     """The files of a release of this tree."""
     return environments.build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def width(request, quick_compilation):
+    """64-bit types as a cell of the matrix wants them."""
+    jax.config.update("jax_enable_x64", request.node.callspec.params["wide"])
+    yield
+    jax.config.update("jax_enable_x64", False)

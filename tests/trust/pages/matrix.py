@@ -1,109 +1,88 @@
-"""The matrix of ops, transforms and dtypes, small and whole."""
+"""The matrix of ops, transforms and dtypes: what its four parts have in common."""
 
 from collections import defaultdict
 
-TITLE = "Transforms, dtypes, shardings, export"
-HELD = "●"
+INTRO = """\
+# The matrix
+
+Every op under every transform: for how many kinds of numbers it gave what it has to.
+A kind is a dtype with or without 64-bit types: float32, bfloat16, float16, the float8
+types e4m3fn and e5m2, int8, int16, int32, uint8 and bool with both, float64 and int64
+with them alone. A number in brackets says where that cannot be, and why; all such
+calls raise an error that says so. ✗ is a failure. Made by `python tests/trust --full`;
+[reliability.md](reliability.md) says how results are judged."""
 
 
-def _seen(rows):
-    """Whether each (op, transform) held for each (dtype, x64), or why it did not."""
-    seen = defaultdict(dict)
-    for row in rows:
-        kind = row["dtype"], row["x64"]
-        held = row["error"] <= row["bound"] if "error" in row else row["reason"]
-        seen[row["op"], row["transform"]][kind] = held
-    return seen
+def held(row):
+    """Whether the result of a cell was near enough, None where there can be none."""
+    return row["error"] <= row["bound"] if "error" in row else None
 
 
-def _mark(cells, notes):
-    """What stands in the table for one op and one transform."""
-    reasons = {reason for reason in cells.values() if isinstance(reason, str)}
-    if not cells:
-        return ""
-    if False in cells.values():
-        return "✗"
-    if not reasons:
-        return HELD
-    numbers = "".join(
-        f"[{notes.setdefault(r, len(notes) + 1)}]" for r in sorted(reasons)
-    )
-    return f"{HELD} {numbers}" if True in cells.values() else numbers
-
-
-def _table(head, lines):
-    text = ["| " + " | ".join(head) + " |", "| --- |" + " :-: |" * (len(head) - 1)]
+def table(head, lines):
+    """A table in Markdown whose first column is text."""
+    text = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines])
 
 
-def section(rows, outcome):
+def summary(rows):
     """How many cells held, and the largest error in each transform."""
-    held, worst, cannot = defaultdict(int), defaultdict(float), defaultdict(int)
+    of = defaultdict(list)
     for row in rows:
-        name = row["transform"]
-        if "reason" in row:
-            cannot[name] += 1
-        else:
-            held[name] += row["error"] <= row["bound"]
-            worst[name] = max(worst[name], row["error"])
+        of[row["transform"]].append(row)
+    lines = []
+    for name, cells in of.items():
+        count = sum(held(row) is True for row in cells)
+        cannot = sum(held(row) is None for row in cells)
+        worst = max((row["error"] for row in cells if "error" in row), default=0.0)
+        lines.append((name, f"{count:,}", f"{cannot:,}", f"{worst:.1f}"))
     ops = {row["op"] for row in rows}
     kinds = {(row["dtype"], row["x64"]) for row in rows}
-    names = list(dict.fromkeys(row["transform"] for row in rows))
-    lines = [
-        (name, str(held[name]), str(cannot[name]), f"{worst[name]:.1f}")
-        for name in names
-    ]
-    asked = len(rows)
+    total = sum(held(row) is True for row in rows)
+    refused = sum(held(row) is None for row in rows)
     return f"""\
-{len(ops)} ops under {len(names)} transforms with {len(kinds)} kinds of numbers (each
-dtype, with and without 64-bit types): {asked:,} cells, of which {sum(held.values()):,}
-gave what they have to and {sum(cannot.values()):,} cannot work and say why. Values are
-compared with the oracle in NumPy, derivatives with those in float64, which are compared
-with central differences; sharded and exported programs with the plain one. The largest
-error is in epsilons of the dtype, relative to the largest value, or, of derivatives, to
-how far they move when the inputs move by their own size, where that is more.
-[matrix.md](matrix.md) has every op.
+{len(ops)} ops, {len(of)} transforms, {len(kinds)} kinds of numbers: {len(rows):,} cells
+of [the matrix](matrix.md), of which {total:,} gave what they have to and {refused:,}
+cannot work and say why.
 
-{_table(("transform", "held", "cannot work", "largest error"), lines)}
-"""
+{table(("transform", "held", "cannot work", "largest error"), lines)}"""
 
 
-def pages(rows):
-    """The whole matrix."""
-    seen, notes = _seen(rows), {}
-    ops = list(dict.fromkeys(op for op, _ in seen))
-    names = list(dict.fromkeys(name for _, name in seen))
-    marks = [
-        (f"`{op}`", *(_mark(seen.get((op, name), {}), notes) for name in names))
-        for op in ops
+def whole(rows):
+    """Each op with each transform, and the reasons of what cannot be."""
+    cells, notes = defaultdict(list), {}
+    for row in rows:
+        cells[row["op"], row["transform"]].append(row)
+
+    def mark(cells):
+        if False in map(held, cells):
+            return "✗"
+        reasons = defaultdict(dict)
+        for row in cells:
+            if held(row) is None:
+                reasons[row["reason"]][row["dtype"]] = None
+        count = sum(held(row) is True for row in cells)
+        marks = [str(count)] if count else []
+        for reason, dtypes in reasons.items():
+            everywhere = all(held(row) is None for row in cells)
+            text = reason if everywhere else f"{', '.join(dtypes)}: {reason}"
+            marks.append(f"[{notes.setdefault(text, len(notes) + 1)}]")
+        return " ".join(marks)
+
+    ops, names = (list(dict.fromkeys(c[i] for c in cells)) for i in (0, 1))
+    lines = [
+        (f"`{op}`", *(mark(cells.get((op, name), ())) for name in names)) for op in ops
     ]
-    kinds = sorted({kind for cells in seen.values() for kind in cells})
-    by_kind = []
-    for op in ops:
-        line = [f"`{op}`"]
-        for kind in kinds:
-            cells = [cells.get(kind) for (o, _), cells in seen.items() if o == op]
-            asked = [c for c in cells if c is not None]
-            count = sum(c is True for c in asked)
-            line.append(f"{count}/{len(asked)}" if False not in asked else "✗")
-        by_kind.append(line)
-    said = "\n".join(f"{n}. {reason}" for reason, n in notes.items())
-    heads = [f"{dtype}{', x64' if wide else ''}" for dtype, wide in kinds]
-    text = f"""\
-# The matrix
+    said = "\n".join(f"{n}. {text}" for text, n in notes.items())
+    return f"{table(('op', *names), lines)}\n\n{said}".rstrip()
 
-Which transforms hold for which op: {HELD} with every dtype that the op takes, under all
-states of 64-bit types; a number where that cannot be, with the reason below. Made by
-`python tests/trust --full`; [reliability.md](reliability.md) says how cells are judged.
 
-{_table(("op", *names), marks)}
+def part(title, says):
+    """What a part's module of this folder has: its section, and that of the matrix."""
 
-{said}
+    def section(rows, outcome):
+        return f"{says}\n\n{summary(rows)}"
 
-## By dtype
+    def pages(rows):
+        return {"matrix.md": (INTRO, {title: whole(rows)})}
 
-Cells that held, of those asked; the others cannot work (integers have no derivative).
-
-{_table(("op", *heads), by_kind)}
-"""
-    return {"matrix.md": text}
+    return section, pages

@@ -1,0 +1,46 @@
+"""What every op gives under every transform, beside the oracle in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import transforms
+from cells import CASES, INTEGERS, VALUE, Cells, cells, points, refusal, typed
+from contract import WIDE
+
+pytestmark = pytest.mark.usefixtures("width")
+
+
+@cells
+def test_values(name, dtype, wide, record):
+    case, found = CASES[name], Cells(record, name, dtype, wide)
+    wanted, f = refusal(case, dtype), case.function()
+    x, z = points(case, dtype)
+    a, b = typed((x, z), dtype)
+    if wanted:
+        with pytest.raises(TypeError, match=f"`{case.op.name}`: .*{wanted}"):
+            f(a)
+        for transform in transforms.VALUES:
+            found.cannot(transform, wanted)
+        return
+
+    of_x, of_z = (jax.tree.leaves(case.expected(np.float64(v))) for v in (x, z))
+    if case.op.family == "monoid" and dtype in INTEGERS:  # products wrap around
+        of_x, of_z = (
+            [y.astype(np.int64).astype(dtype) for y in ys] for ys in (of_x, of_z)
+        )
+    both = [np.stack(ys) for ys in zip(of_x, of_z, strict=True)]
+    expected = {"y": of_x, "both y": both, "every y": both * (a.ndim + 1)}
+    table = transforms.VALUES
+    results = jax.jit(lambda x, z: {n: t(f, x, z) for n, (_, t) in table.items()})(a, b)
+    first = jax.tree.leaves(results["jit"])[0]
+    assert first.dtype == result_dtype(case, a)
+    for transform, (what, _) in table.items():
+        found.hold(transform, results[transform], expected[what], VALUE)
+    found.judge()
+
+
+def result_dtype(case, x):
+    """Floats keep their dtype; sums and means of integers widen as jnp's do."""
+    wide = {"sum": jnp.sum, "mean": jnp.mean}.get(WIDE.get(case.op.name))
+    return wide(x).dtype if wide else x.dtype
