@@ -7,6 +7,7 @@ yields, rows of facts and arrays, as files in OUT. The environment says how many
 devices there are.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -84,24 +85,38 @@ def training(methods, layouts, steps, batch=16):
 
         compare.shardings = shardings
         program = compare.compile_program(known.all_methods()[name], dataset, settings)
-        state, losses = program.init(0), []
-        _, images, labels = shardings()
-        for step in range(steps):
-            rows = slice(step * batch, (step + 1) * batch)
-            x = compare.on_devices(dataset.x_train[rows], images)
-            y = compare.on_devices(dataset.y_train[rows], labels)
-            state, loss = program.step(state, x, y)
-            losses.append(loss)
-        logits = program.infer(state.params, state.rest, x)
-        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]
-        yield (
-            {
-                "method": name,
-                "layout": layout,
-                "collectives": collectives(program.step),
-            },
-            {"losses": losses, "logits": logits, "params": np.concatenate(leaves)},
-        )
+        row = {"method": name, "layout": layout}
+        row["collectives"] = collectives(program.step)
+        yield row, train(program, dataset, steps, batch, shardings())
+        # What rounding does to a training: as in `transforms.Reference`, what is
+        # expected of a result is told by how far it moves when its inputs do.
+        for seed in range(MOVED if layout == "one device" else 0):
+            signs = np.random.default_rng(seed).choice([-1, 1], dataset.x_train.shape)
+            images = dataset.x_train * (1 + EPSILON * signs).astype(np.float32)
+            moved = dataclasses.replace(dataset, x_train=images)
+            arrays = train(program, moved, steps, batch, shardings())
+            yield {**row, "layout": "one device, moved"}, arrays
+
+
+MOVED = 3
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def train(program, dataset, steps, batch, shardings):
+    """The losses of so many steps, and what the network is and says after them."""
+    from jaxpool.compare import training as compare
+
+    state, losses = program.init(0), []
+    _, images, labels = shardings
+    for step in range(steps):
+        rows = slice(step * batch, (step + 1) * batch)
+        x = compare.on_devices(dataset.x_train[rows], images)
+        y = compare.on_devices(dataset.y_train[rows], labels)
+        state, loss = program.step(state, x, y)
+        losses.append(loss)
+    logits = program.infer(state.params, state.rest, x)
+    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]
+    return {"losses": losses, "logits": logits, "params": np.concatenate(leaves)}
 
 
 def pictures(count=160, size=32, classes=4):

@@ -4,6 +4,7 @@ Devices are virtual ones of the CPU and processes meet over the loopback, so tha
 can be asked anywhere; what is compiled for them is what is compiled for real ones.
 """
 
+import collections
 import contextlib
 import itertools
 import json
@@ -100,23 +101,37 @@ def distance(arrays, expected):
 def agree(record, trained, expected, processes):
     """Compares what layouts trained with what one device did, and looks for gathers."""
     for row, arrays in trained:
-        if row["layout"] == "one device":
+        if "one device" in row["layout"]:
             continue
-        wanted, named = expected[row["method"]], row["method"] in NAMED
-        far = distance(arrays, wanted if named else {"losses": wanted["losses"]})
+        (wanted, *moved), named = expected[row["method"]], row["method"] in NAMED
+        asked = wanted if named else {"losses": wanted["losses"]}
+        far = distance(arrays, asked)
         # Adam divides a gradient by its own size: of one that is all rounding, as some
         # methods have it, it makes a step like any other, in any direction.
-        strayed = np.max(np.abs(arrays["params"] - wanted["params"])) / (RATE * STEPS)
+        strayed = steps_between(arrays, wanted)
+        # And where two elements are as good as equal, rounding says which is the
+        # maximum. So a layout may differ by what a last bit of the images changes.
+        may = max(STEPS * ROUNDING, *(MOST * distance(m, asked) for m in moved))
+        stray = max(0.01, *(MOST * steps_between(m, wanted) for m in moved))
         gathers = map(sizes_in, row["collectives"].get("all-gather", []))
         maps = [sizes for sizes in itertools.chain(*gathers) if len(sizes) == 4]
-        facts = {"processes": processes, "distance": far, "strayed": float(strayed)}
-        facts["gathered"] = maps
+        facts = {"processes": processes, "distance": far, "strayed": strayed}
+        facts |= {"may": may, "stray": stray, "gathered": maps}
         record(asked="training", **facts, **row)
         assert np.isfinite(arrays["losses"]).all()
-        assert far <= STEPS * ROUNDING, (row["method"], row["layout"])
-        assert strayed <= 0.01, (row["method"], row["layout"])
+        assert far <= may, (row["method"], row["layout"])
+        assert strayed <= stray, (row["method"], row["layout"])
         if named:  # others may need all of a map, as an average does
             assert not maps, (row["method"], row["layout"])
+
+
+MOST = 8  # roundings are many, and the inputs move once
+
+
+def steps_between(arrays, wanted):
+    """How far the farthest parameter is, in steps of the optimizer."""
+    apart = np.max(np.abs(arrays["params"] - wanted["params"]))
+    return float(apart / (RATE * STEPS))
 
 
 def trained(tmp_path, methods, layouts, **more):
@@ -125,7 +140,12 @@ def trained(tmp_path, methods, layouts, **more):
 
 
 def single(rows):
-    return {r["method"]: a for r, a in rows if r["layout"] == "one device"}
+    """What one device trained, as asked and after that with images that moved."""
+    alone = collections.defaultdict(list)
+    for row, arrays in rows:
+        if "one device" in row["layout"]:
+            alone[row["method"]].append(arrays)
+    return alone
 
 
 def test_training_on_8_devices(tmp_path, record):

@@ -15,7 +15,9 @@ def section(rows: list[dict], outcome: dict) -> str:
         "device: losses, for each unit of the largest, and parameters, for each "
         "unit of how far Adam can have moved them. Of the methods max, avg, lp, "
         "gem_learned, stochastic, adaptive_avg and blur logits and parameters count "
-        "as losses do. Pools of arrays with split height are compiled, and the "
+        "as losses do. They may differ by a few roundings, or, where training is "
+        "sensitive, by what eight times a change of the images' last bits does to one "
+        "device. Pools of arrays with split height are compiled, and the "
         "program is searched for what it moves between devices. "
         "[distribution.md](distribution.md) says how to use "
         "both.",
