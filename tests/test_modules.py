@@ -175,6 +175,24 @@ def test_learned_parameters(name):
     assert not fixed_linen.init(jax.random.key(0), x)
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(c, n) for c in typical() for n in c.op.positive],
+    ids=lambda v: v if isinstance(v, str) else v.op.name,
+)
+@pytest.mark.parametrize("value", [-3.0, 0.0, np.nan, (1.0, np.inf)], ids=str)
+def test_what_has_to_be_positive_starts_so(case, name, value):
+    """Under `jit` a parameter is an array whose numbers nobody knows."""
+    x, given = case.input(), case.kwargs | {name: value}
+    error = pytest.raises(ValueError, match=f"`{name}` must be finite and greater than")
+    with error as of_nnx:
+        getattr(jaxpool.nnx, case.op.module_name)(**given)
+    in_linen = getattr(jaxpool.linen, case.op.module_name)(**given)
+    with error as of_linen:
+        jax.jit(in_linen.init)(jax.random.key(0), x)
+    assert str(of_nnx.value) == str(of_linen.value)
+
+
 every_weighted_op = pytest.mark.parametrize(
     "case", [c for c in typical() if c.op.learned_arrays], ids=lambda c: c.op.name
 )

@@ -70,6 +70,16 @@ def test_last_rank_is_the_minimum():
     assert np.any(none[:, 1:, :-1])
 
 
+def test_weights_whose_sum_is_0_but_for_rounding_have_no_mean():
+    weights = (-0.9, 0.2, 0.3, 0.4)
+    assert sum(map(np.float32, weights)) != 0
+    for w in (weights, jnp.array(weights)):
+        y = jaxpool.rank_pool(X, (2, 2), weights=w, normalize=True)
+        np.testing.assert_array_equal(y, np.zeros_like(y))
+    small = jaxpool.rank_pool(X, (2, 2), weights=(-1, 0.5, 0.5, 1e-5), normalize=True)
+    assert np.abs(small).max() > 1e4
+
+
 # The last is sorted by XLA, the second for derivatives alone.
 @pytest.mark.parametrize("window", [(3, 3), (4, 5), (8, 9), (7, 8)])
 def test_windows_of_any_size(window):

@@ -129,6 +129,19 @@ PIXELS = np.concatenate(
 ).astype(np.float32)
 
 
+@pytest.mark.usefixtures("x64")
+def test_thousands_of_samples_do_not_drift():
+    boxes = np.float32([[0.5, 1, 5.5, 4], [-1, -2, 3, 2], [5, 4.5, 2, 1]])
+    x = 3 + image()
+
+    def aligned(x):
+        return jaxpool.roi_align(x, boxes, (2, 3), sampling_ratio=64)
+
+    y, exact = aligned(x), aligned(x.astype(np.float64))
+    assert (y.dtype, exact.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(y, exact, rtol=0, atol=1e-5)
+
+
 def test_levels():
     equal(jaxpool.roi_levels(PIXELS, 2, 5), levels_of(PIXELS, 2, 5))
     equal(jaxpool.roi_levels(PIXELS, 0, 9)[:6], [1, 2, 3, 4, 5, 6])

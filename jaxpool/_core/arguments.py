@@ -272,6 +272,15 @@ def _raw_key_shape() -> tuple[int, ...]:
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
+def check_positive(caller: str, name: str, value: ArrayLike) -> None:
+    """Raises for numbers that are known and not finite or not greater than 0."""
+    if isinstance(value, Tracer):
+        return
+    numbers = np.asarray(value)
+    if not np.all((numbers > 0) & np.isfinite(numbers)):
+        raise fail(caller, name, "must be finite and greater than 0", value)
+
+
 def as_parameter(
     caller: str, name: str, value: ArrayLike, x: jax.Array, *, positive: bool = False
 ) -> jax.Array:
@@ -287,11 +296,8 @@ def as_parameter(
     ):
         rule = f"must broadcast to {x.shape}"
         raise fail(caller, name, rule, parameter.shape)
-    concrete = not isinstance(value, Tracer)
-    if positive and concrete:
-        numbers = np.asarray(value)
-        if not np.all((numbers > 0) & np.isfinite(numbers)):
-            raise fail(caller, name, "must be finite and greater than 0", value)
+    if positive:
+        check_positive(caller, name, value)
     return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
 
 

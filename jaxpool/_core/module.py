@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxpool._core.arguments import as_array
+from jaxpool._core.arguments import as_array, check_positive
 from jaxpool._core.op import PoolOp
 from jaxpool._core.window import Window, as_flag, as_int, fail
 
@@ -85,6 +85,8 @@ def learned_start(
 ) -> tuple[jax.Array, tuple[int, ...]]:
     """The first value of a learned argument, and the shape of what is learned."""
     start = as_array(op.module_name, value, name, ordered=True).astype(jnp.float32)
+    if name in op.positive:  # what is learned from here on is an array under `jit`
+        check_positive(op.module_name, name, value)
     if features is None:
         return start, start.shape
     features = as_int(op.module_name, "features", features, 1)

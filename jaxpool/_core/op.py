@@ -31,6 +31,7 @@ class PoolOp:
       inputs: the arguments that arrive at call time, arrays first to last.
       takes_key: whether it samples (`key=`, `deterministic=`).
       learned: arguments that a module can learn, a scalar or one value a channel.
+      positive: those of them that start above 0.
       per_channel: whether what is learned may be one value a channel.
       weights: for a function that takes learned arrays in a mapping `params`: the
         function that says which, by name, from further arguments of a module.
@@ -52,6 +53,7 @@ class PoolOp:
     inputs: tuple[str, ...] = ("x",)
     takes_key: bool = False
     learned: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
     per_channel: bool = True
     weights: Callable[..., dict[str, Weight]] | None = None
     arrays: Callable[..., dict[str, Weight]] | None = None

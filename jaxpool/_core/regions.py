@@ -144,13 +144,15 @@ def interpolate(
 
     def add_row(total, row):
         place, weight, inside = (a[:, :, None] for a in row)
+        parts = []
         for j in range(columns.place.shape[-1]):
             column = Samples(*(a[:, None, :, j] for a in columns))
             known = inside & column.inside & boxes.known[:, None, None]
             value = _read(images, boxes, place * width + column.place, known)
             share = (weight * column.weight).astype(images.dtype)
-            total = total + value * share[..., None]
-        return total, None
+            parts.append(value * share[..., None])
+        # The row by itself: thousands of small terms, one after another, would drift.
+        return total + functools.reduce(lax.add, parts), None
 
     one_by_one = Samples(*(jnp.moveaxis(a, -1, 0) for a in rows))
     place = rows.place[:, :, None, 0] * width + columns.place[:, None, :, 0]

@@ -41,7 +41,7 @@ __all__ = [
 _LEAST_R = 1e-3
 
 
-@pool_op("exponential", "window", learned=("r",), monotone=True)
+@pool_op("exponential", "window", learned=("r",), positive=("r",), monotone=True)
 def lse_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -200,7 +200,7 @@ def exp_weighted_pool(
     return window_softmax(x, shown, geometry).astype(dtype)
 
 
-@pool_op("exponential", "global", learned=("r",), monotone=True)
+@pool_op("exponential", "global", learned=("r",), positive=("r",), monotone=True)
 def global_lse_pool(
     x: ArrayLike,
     *,

@@ -53,6 +53,7 @@ __all__ = [
 _LEAST_P = 1e-3
 # Up to this one, powers of a whole order are products.
 _MOST_FACTORS = 8
+_LEARNED = dict(learned=("p",), positive=("p",), monotone=True)
 
 
 @pool_op("power", "window")
@@ -120,7 +121,7 @@ def global_lp_pool(
     return reduced("global_lp_pool", y, geometry, keepdims)
 
 
-@pool_op("power", "window", learned=("p",), monotone=True, camel="GeMPool")
+@pool_op("power", "window", **_LEARNED, camel="GeMPool")
 def gem_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -152,7 +153,7 @@ def gem_pool(
     return _generalized_mean("gem_pool", x, geometry, where, p, eps)
 
 
-@pool_op("power", "global", learned=("p",), monotone=True, camel="GlobalGeMPool")
+@pool_op("power", "global", **_LEARNED, camel="GlobalGeMPool")
 def global_gem_pool(
     x: ArrayLike,
     *,

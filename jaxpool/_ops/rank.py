@@ -105,7 +105,8 @@ def rank_pool(
         window, as in :func:`max_pool`. A window has n elements at most.
       weights: `[n]`, that of the largest element first; or `[n, C]`, or `[n, ...]` of
         whatever broadcasts to the result. Infinity times a weight of 0 is NaN.
-      normalize: whether to divide by the sum of the weights; where that is 0, y is 0.
+      normalize: whether to divide by the sum of the weights; where that is 0, but for
+        rounding, y is 0.
 
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in float32),
@@ -567,7 +568,8 @@ def _weighted_sum(
         few = len(weights) <= MOST_RANKED
         each = list(weights) if few else _column(weights, x.ndim)
         total = _total(_existing(each, count))
-        nothing = total == 0
+        size = _total(_existing([abs(w) for w in each] if few else abs(each), count))
+        nothing = abs(total) <= len(weights) / 2 * jnp.finfo(wide).eps * size
         divisor = jnp.where(nothing, 1, total)
         # The mean of equals is exact where weights are equal.
         y = divide(y, divisor) if known else y / divisor

@@ -10,6 +10,9 @@ import jaxpool
 
 def weighted(e, logits):
     """The mean with weights e**logits; what has none has no value either."""
+    logits = np.float64(
+        logits
+    )  # of 8-bit integers NumPy's powers are in half precision
     e, logits = e[logits > -math.inf], logits[logits > -math.inf]
     if not e.size:
         return 0.0

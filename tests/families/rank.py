@@ -22,7 +22,8 @@ def by_rank(e, i, pad, weights, normalize=False):
         return np.nan
     w = np.asarray(weights, np.float64)[: e.size]
     y = (w * -np.sort(-e)[: w.size]).sum()
-    return (y / w.sum() if w.sum() else 0.0) if normalize else y
+    nothing = abs(w.sum()) <= w.size * np.finfo(w.dtype).eps * abs(w).sum()
+    return (0.0 if nothing else y / w.sum()) if normalize else y
 
 
 def topk(e, i, pad, k=3):
