@@ -147,7 +147,6 @@ WINDOWS = {
 # What an op cannot do without, or what shows more.
 OPTIONS = {
     "pool": {"init": 0.5, "reduce_fn": jnp.add},
-    "rank_pool": {"weights": (0.5, 0.3, 0.2)},
     "topk_avg_pool": {"k": 3},
 }
 MESHES = {
@@ -171,6 +170,9 @@ def halos(ops, windows, forms, meshes, derivatives):
             options = {**WINDOWS[window], **OPTIONS.get(name, {})}
             if options["window_shape"] == 3:
                 options["axis"] = (1, 2)
+            if name == "rank_pool":  # a weight for each element of a square
+                n = np.max(options["window_shape"]) ** 2
+                options["weights"] = np.linspace(1, -0.5, n, dtype=np.float32)
             for derivative in derivatives:
                 with jaxpool.lowering("auto" if form == "sharded" else form):
                     f = derived(pool, options, derivative)
