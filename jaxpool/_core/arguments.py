@@ -170,14 +170,8 @@ def as_array(
     except (TypeError, ValueError, OverflowError):
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, type(x), TypeError) from None
-    integers = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu"
-    if integers and x.dtype != array.dtype and x.size:
-        # Without 64-bit types JAX drops their upper half, and says nothing.
-        limits = jnp.iinfo(array.dtype)
-        for value in (x.min(), x.max()):
-            if not limits.min <= value <= limits.max:
-                rule = f"must hold integers of {array.dtype} (see `jax_enable_x64`)"
-                raise fail(caller, name, rule, int(value))
+    if isinstance(x, np.ndarray | np.generic):
+        _check_fits(caller, name, x, array.dtype)
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, array.dtype, TypeError)
@@ -186,6 +180,19 @@ def as_array(
             caller, name, "must be real, to have an order", array.dtype, TypeError
         )
     return array
+
+
+def _check_fits(
+    caller: str, name: str, x: np.ndarray | np.generic, dtype: np.dtype
+) -> None:
+    """Raises where integers lose their upper half, of which JAX says nothing."""
+    if x.dtype == dtype or not x.size or not np.issubdtype(x.dtype, np.integer):
+        return
+    limits = jnp.iinfo(dtype)
+    for value in (int(np.min(x)), int(np.max(x))):
+        if not limits.min <= value <= limits.max:
+            rule = f"must hold integers of {dtype} (see `jax_enable_x64`)"
+            raise fail(caller, name, rule, value)
 
 
 def check_whole(

@@ -565,10 +565,7 @@ def _weighted_sum(
 
     y = weigh(x, weights)
     if normalize:
-        few = len(weights) <= MOST_RANKED
-        each = list(weights) if few else _column(weights, x.ndim)
-        total = _total(_existing(each, count))
-        size = _total(_existing([abs(w) for w in each] if few else abs(each), count))
+        total, size = (_total_of(w, x.ndim, count) for w in (weights, abs(weights)))
         nothing = abs(total) <= len(weights) / 2 * jnp.finfo(wide).eps * size
         divisor = jnp.where(nothing, 1, total)
         # The mean of equals is exact where weights are equal.
@@ -583,6 +580,13 @@ def _column(values: Any, ndim: int) -> Any:
 
 def _total(values: Any) -> Any:
     return sum(values) if isinstance(values, list) else jnp.sum(values, 0)
+
+
+def _total_of(weights: Any, ndim: int, count: Any) -> Any:
+    """The sum of those weights that a window of `count` elements has."""
+    few = len(weights) <= MOST_RANKED
+    each = list(weights) if few else _column(weights, ndim)
+    return _total(_existing(each, count))
 
 
 def _existing(values: Any, count: Any) -> Any:
