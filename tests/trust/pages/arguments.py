@@ -4,22 +4,23 @@ import collections
 
 TITLE = "Hostile arguments"
 KINDS = ("calls", "value", "compared", "ValueError", "TypeError", "finding")
+APIS = {"": "functions", "nnx": "NNX modules", "linen": "Linen modules"}
 HEADS = ("calls", "values", "compared", "ValueError", "TypeError", "findings")
 
 
 def section(rows: list[dict], outcome: dict) -> str:
     """How many calls ended how, for functions and modules."""
-    totals = {"functions": collections.Counter(), "NNX modules": collections.Counter()}
-    totals["Linen modules"] = collections.Counter()
-    names, least = collections.Counter(), []
+    of_name = collections.defaultdict(collections.Counter)
     for row in rows:
         if row["kind"] == "counts":
-            api = row["name"].rpartition(".")[0]
-            which = {"nnx": "NNX modules", "linen": "Linen modules"}
-            which = which.get(api, "functions")
-            names[which] += 1
-            least.append(row["calls"])
-            totals[which].update({k: row.get(k, 0) for k in KINDS})
+            of_name[row["name"]].update({k: row.get(k, 0) for k in KINDS})
+    totals = {api: collections.Counter() for api in APIS.values()}
+    names = collections.Counter()
+    for name, count in of_name.items():
+        api = APIS[name.rpartition(".")[0]]
+        names[api] += 1
+        totals[api].update(count)
+    least = min((count["calls"] for count in of_name.values()), default=0)
     lines = [
         "Up to three arguments of an honest call are replaced by wrong types, "
         "negative, zero and huge sizes (2**62), NaN, traced values, NumPy scalars, "
@@ -39,7 +40,7 @@ def section(rows: list[dict], outcome: dict) -> str:
         lines.append(f"| {which} | {names[which]} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Each name was called at least {min(least, default=0)} times, "
+        f"Each name was called at least {least} times, "
         f"{total['calls']:,} times in all. `compared` are the values that the NumPy "
         "oracle has an answer for; all other values were asked for NaN and emptiness "
         "alone. Not asked: sizes that memory could hold and time could not, such as an "
