@@ -63,14 +63,19 @@ def results(folder):
     return outcome, [row for line in last for row in line["rows"]]
 
 
-def write(file, head, sections, last=()):
-    """Writes these sections of a page, among those that it has of other parts."""
+def write(file, head, sections, last=None):
+    """Writes these sections of a page, among those that it has of other parts.
+
+    `last` ends the page, given the titles of those that it lacks.
+    """
     old = file.read_text() if file.exists() else ""
     _, *pieces = re.split(r"^## (.+)\n", old, flags=re.MULTILINE)
     every = dict(zip(pieces[::2], pieces[1::2], strict=True)) | sections
     titles = [importlib.import_module(f"pages.{part}").TITLE for part in PARTS]
     texts = [f"## {t}\n\n{every[t].strip()}" for t in titles if t in every]
-    file.write_text("\n\n".join([head, *texts, *last]) + "\n")
+    if last:
+        texts.append(last([title for title in titles if title not in every]))
+    file.write_text("\n\n".join([head, *texts]) + "\n")
 
 
 def write_pages(folder, found, full):
@@ -84,7 +89,7 @@ def write_pages(folder, found, full):
         sections[module.TITLE] = f"{text}\n\n*{said}. {stack()}.*"
         for name, (head, new) in getattr(module, "pages", lambda _: {})(facts).items():
             others.setdefault(name, (head, {}))[1].update(new)
-    write(folder / "reliability.md", INTRODUCTION, sections, [NOT_PROVED])
+    write(folder / "reliability.md", INTRODUCTION, sections, not_proved)
     for name, (head, new) in others.items():
         write(folder / name, head, new)
 
@@ -110,6 +115,13 @@ NOT_PROVED = """\
 Nothing here ran on a GPU or a TPU. Programs are lowered for CUDA, ROCm and TPU and
 looked at, not run; devices are virtual ones of a CPU, and hosts are processes of one
 machine."""
+
+
+def not_proved(missing):
+    """What the page ends with."""
+    if not missing:
+        return NOT_PROVED
+    return f"{NOT_PROVED}\n\nNo whole run stands here yet of: {', '.join(missing)}."
 
 
 def main():
