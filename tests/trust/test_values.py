@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transforms
-from cells import CASES, INTEGERS, VALUE, Cells, cells, points, refusal, typed
+from cells import (
+    CASES,
+    INTEGERS,
+    USERS,
+    VALUE,
+    Cells,
+    cells,
+    compiled,
+    points,
+    refusal,
+    typed,
+)
 from contract import WIDE
 
 pytestmark = pytest.mark.usefixtures("width")
@@ -32,7 +43,10 @@ def test_values(name, dtype, wide, record):
     both = [np.stack(ys) for ys in zip(of_x, of_z, strict=True)]
     expected = {"y": of_x, "both y": both, "every y": both * (a.ndim + 1)}
     table = transforms.VALUES
-    results = jax.jit(lambda x, z: {n: t(f, x, z) for n, (_, t) in table.items()})(a, b)
+    results = compiled(
+        lambda x, z: {n: t(f, x, z) for n, (_, t) in table.items()},
+        as_users_do=(dtype, wide) in USERS,
+    )(a, b)
     first = jax.tree.leaves(results["jit"])[0]
     assert first.dtype == result_dtype(case, a)
     for transform, (what, _) in table.items():

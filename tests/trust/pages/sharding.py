@@ -8,6 +8,6 @@ section, pages = part(
     """\
 Values and gradients of arrays that are split over two devices, by hand, by the compiler
 and explicitly, are those of one device. Programs are compiled without most of XLA's
-optimisations; those of the two sections above with all of them. The largest error is in
-epsilons of the dtype, relative to the largest value.""",
+optimisations. The largest error is in epsilons of the dtype, relative to the largest
+value.""",
 )
