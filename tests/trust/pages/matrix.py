@@ -8,9 +8,9 @@ INTRO = """\
 Every op under every transform: for how many kinds of numbers it gave what it has to.
 A kind is a dtype with or without 64-bit types: float32, bfloat16, float16, the float8
 types e4m3fn and e5m2, int8, int16, int32, uint8 and bool with both, float64 and int64
-with them alone. A number in brackets says where that cannot be, and why; all such
-calls raise an error that says so. ✗ is a failure. Made by `python tests/trust --full`;
-[reliability.md](reliability.md) says how results are judged."""
+with them alone. A number in brackets says where that cannot be, and why. ✗ is a
+failure. Made by `python tests/trust --full`; [reliability.md](reliability.md) says how
+results are judged."""
 
 
 def held(row):
