@@ -74,7 +74,8 @@ def test_derivatives(name, dtype, wide, record):
         bound = BOUNDS.get(transform, FIRST)
         scale = max(1.0, expected.moves.get(what, 0.0))
         largest = max(1.0, np.abs(expected[what]).max())
-        assert scale < 1e3 * largest, f"{what} jumps here: nothing would be asked"
+        if scale > 1e3 * largest:  # jumps, at a tie: to be broken as in float64
+            scale = 1.0
         found.hold(transform, results[transform], expected[what], bound, scale)
     found.judge()
 
