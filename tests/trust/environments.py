@@ -73,6 +73,7 @@ def interpreter(version):
         [os.environ[variable]]
         if variable in os.environ
         else [
+            sys.executable,
             f"python{version}",
             *glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python")),
             *(_says(*uv) if uv[0] else ()),

@@ -5,7 +5,8 @@ TITLE = "Versions"
 INTRO = """\
 Each leg is a new virtual environment into which the wheel is installed with the
 versions named; there, without the source tree, the tests of the sdist run. Python
-3.11's newest versions are those of the lock, with which CI runs every test."""
+3.11's newest versions are those of the lock, with which CI runs every test; of the
+oldest it asks every op's values and gradients."""
 NOT_PROVED = """\
 Not proved: builds of jaxlib for accelerators are not installed, and Colab's stack is
 rebuilt from its version numbers, not asked in a notebook."""
