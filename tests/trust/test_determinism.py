@@ -114,9 +114,6 @@ def test_the_same_bits_in_each_process(record):
 # Why a result or a gradient adds to the same element from several places at once. A
 # scatter of floats with such an addition takes the order in which threads arrive.
 SCATTERS = {
-    "fractional_max_pool": "regions lie where a draw puts them, and may share elements",
-    "fractional_max_pool_with_argmax": "as `fractional_max_pool`",
-    "fractional_avg_pool": "as `fractional_max_pool`",
     "roi_align": "boxes are arrays, and may share elements",
     "ps_roi_align": "as `roi_align`",
     "multiscale_roi_align": "as `roi_align`",
@@ -124,6 +121,14 @@ SCATTERS = {
     "ps_roi_pool": "as `roi_align`",
     "segment_pool": "a row's segment is data; sums of segments are scatters themselves",
 }
+
+
+def arrives(case):
+    """Whether the gradient may add in that order."""
+    # Of drawn regions, those that may share elements.
+    drawn = case.op.family == "fractional"
+    shared = case.kwargs.get("window_shape") or case.kwargs.get("overlapping")
+    return case.op.name in SCATTERS or bool(drawn and shared)
 
 
 def operations(block):
@@ -165,7 +170,7 @@ def test_nothing_adds_in_the_order_of_arrival(case, record):
     x = case.input()
     result, gradient = (spread(f(case), x) for f in (forward, both_passes))
     assert "select_and_scatter" not in gradient
-    assert ("order of arrival" in gradient) == (case.op.name in SCATTERS)
+    assert ("order of arrival" in gradient) == arrives(case)
     found = {"result": sorted(result), "gradient": sorted(gradient)}
     record(what="scatter", op=case.op.name, **found)
 
@@ -173,8 +178,10 @@ def test_nothing_adds_in_the_order_of_arrival(case, record):
 @pytest.mark.full
 def test_no_other_arguments_add_in_the_order_of_arrival():
     for case in CASES:
-        if case.op.name not in SCATTERS:
-            found = scatters(both_passes(case), case.input(), "cuda")
+        found = scatters(both_passes(case), case.input(), "cuda")
+        if case.op.family == "fractional":
+            assert ("order of arrival" in found) == arrives(case), case
+        elif not arrives(case):
             assert found <= {"any order"}, case
 
 

@@ -46,5 +46,6 @@ _SCATTER = """\
 Programs of {count} ops and of their gradients were made for CUDA, ROCm and TPU, and
 searched for scatters. Only these have any: in any order, where each place is written
 once or a maximum is taken; in the order of arrival, where floats of several places are
-added to one, so that bits may differ from run to run on a GPU. No program was run on
+added to one, so that bits may differ from run to run on a GPU. So do fractional pools
+of overlapping regions or windows; those of disjoint ones do not. No program was run on
 one."""
