@@ -139,7 +139,15 @@ class Cells:
 
     def hold(self, transform, actual, expected, bound, scale=1.0):
         """Notes the largest error, as a multiple of the dtype's epsilon."""
-        worst = error(actual, expected, scale)
+        self._note(transform, error(actual, expected, scale), bound)
+
+    def hold_both(self, transform, actual, expected):
+        """The same of a value and the gradient, if any: that nearer to its bound."""
+        errors = [error(a, e, 1.0) for a, e in zip(actual, expected, strict=True)]
+        pairs = zip(errors, (VALUE, FIRST), strict=False)
+        self._note(transform, *max(pairs, key=lambda pair: pair[0] / pair[1]))
+
+    def _note(self, transform, worst, bound):
         self.record(transform=transform, error=worst, bound=bound)
         if not worst <= bound:
             self.wrong.append(f"{transform}: {worst:.3g} is more than {bound}")
@@ -167,6 +175,7 @@ def error(actual, expected, scale):
     """The largest difference, in epsilons of the dtype times the largest value.
 
     Or times `scale`, where that is more. Of integers, 0 or infinity: they are exact.
+    What is not finite where it should be is infinitely far.
     """
     actual, expected = (jax.tree.leaves(tree) for tree in (actual, expected))
     assert len(actual) == len(expected)
@@ -174,8 +183,11 @@ def error(actual, expected, scale):
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == np.shape(e)
         e = np.asarray(e, np.float64)
+        assert np.isfinite(e).all()
         distance = np.abs(np.asarray(a, np.float64) - e).max(initial=0)
-        if jnp.issubdtype(a.dtype, jnp.floating):
+        if not np.isfinite(distance):  # `max` would lose NaN
+            worst = np.inf
+        elif jnp.issubdtype(a.dtype, jnp.floating):
             unit = float(jnp.finfo(a.dtype).eps) * max(np.abs(e).max(initial=0), scale)
             worst = max(worst, float(distance / unit))
         else:

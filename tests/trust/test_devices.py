@@ -92,10 +92,10 @@ def ask(out, name, processes=1, **arguments):
 
 def distance(arrays, expected):
     """How far the farthest array is, for each unit of its largest value."""
-    return max(
-        float(np.max(np.abs(arrays[k] - v)) / np.max(np.abs(v)))
-        for k, v in expected.items()
-    )
+    apart = [
+        np.max(np.abs(arrays[k] - v)) / np.max(np.abs(v)) for k, v in expected.items()
+    ]
+    return float(np.max(apart))
 
 
 def agree(record, trained, expected, processes):

@@ -50,14 +50,14 @@ def test_sharding(name, dtype, wide, record):
     given = {layout: split(x, mesh, a) for layout, a in axes.items()}
     results = compiled(lambda tree: jax.tree.map(both, tree))(given)
     for layout, result in results.items():
-        found.hold(f"auto {layout}", result, expected, VALUE)
+        found.hold_both(f"auto {layout}", result, expected)
 
     rows = PartitionSpec("two")
     mapped = jax.shard_map(both, mesh=mesh, in_specs=rows, out_specs=rows)
     if isinstance(case, Sampled):
         found.cannot("shard_map", "each shard draws as if it were all: give it its key")
     elif not found.refused("shard_map", mapped, x):
-        found.hold("shard_map", compiled(mapped)(x), expected, VALUE)
+        found.hold_both("shard_map", compiled(mapped)(x), expected)
 
     # A donated array may be written over, where a result fits into it.
     kept = np.asarray(x)
@@ -71,8 +71,8 @@ def test_sharding(name, dtype, wide, record):
             explicit = split(x, mesh, axis)
             if found.refused(f"explicit {layout}", f, explicit):
                 whole = jax.sharding.auto_axes(both, out_sharding=PartitionSpec())
-                found.hold("auto_axes", compiled(whole)(explicit), expected, VALUE)
+                found.hold_both("auto_axes", compiled(whole)(explicit), expected)
             else:
                 result = compiled(both)(explicit)
-                found.hold(f"explicit {layout}", result, expected, VALUE)
+                found.hold_both(f"explicit {layout}", result, expected)
     found.judge()
