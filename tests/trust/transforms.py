@@ -65,12 +65,12 @@ def hvp(f, x, v):
 
 
 def along(f, x, v):
-    """The value of the loss, as a function of the step along `v`."""
-    return lambda step: loss_of(f)(x + step * v)
+    """The sum of cubes, which has a third derivative, after a step along `v`."""
+    return lambda step: jnp.sum(f(x + step * v) ** 3)
 
 
 def third(f, x, v):
-    """The third derivative of the loss along `v`, forward over reverse over reverse."""
+    """The third derivative of that in the step, forward over reverse over reverse."""
     twice = jax.grad(jax.grad(along(f, x, v)))
     zero = jnp.zeros((), x.dtype)
     return jax.jvp(twice, (zero,), (zero + 1,))[1]
@@ -171,7 +171,7 @@ class Reference:
             return np.asarray(jax.jit(jax.grad(self._second))(0.0))
 
     def _second(self, step):
-        """The second derivative of the loss along `z`, after a step."""
+        """The second derivative in the step along `z`, after a step."""
         x, z = jnp.asarray(self.x), jnp.asarray(self.z)
         return jax.grad(jax.grad(along(self.f, x, z)))(step)
 
