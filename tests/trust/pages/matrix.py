@@ -8,9 +8,10 @@ INTRO = """\
 Every op under every transform: for how many kinds of numbers it gave what it has to.
 A kind is a dtype with or without 64-bit types: float32, bfloat16, float16, the float8
 types e4m3fn and e5m2, int8, int16, int32, uint8 and bool with both, float64 and int64
-with them alone. A number in brackets says where that cannot be, and why. ✗ is a
-failure. Made by `python tests/trust --full`; [reliability.md](reliability.md) says how
-results are judged."""
+with them alone. A number in brackets says where that cannot be, and why; what an op
+does not take under `jit` is not asked of it split or exported. ✗ is a failure. Made by
+`python tests/trust --full`; [reliability.md](reliability.md) says how results are
+judged."""
 
 
 def held(row):
@@ -56,15 +57,15 @@ def whole(rows):
     def mark(cells):
         if False in map(held, cells):
             return "✗"
-        reasons = defaultdict(dict)
+        reasons = defaultdict(set)
         for row in cells:
             if held(row) is None:
-                reasons[row["reason"]][row["dtype"]] = None
+                reasons[row["reason"]].add(row["dtype"])
         count = sum(held(row) is True for row in cells)
         marks = [str(count)] if count else []
         for reason, dtypes in reasons.items():
             everywhere = all(held(row) is None for row in cells)
-            text = reason if everywhere else f"{', '.join(dtypes)}: {reason}"
+            text = reason if everywhere else f"{', '.join(sorted(dtypes))}: {reason}"
             marks.append(f"[{notes.setdefault(text, len(notes) + 1)}]")
         return " ".join(marks)
 
