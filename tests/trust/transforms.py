@@ -180,8 +180,9 @@ class Reference:
 
     def differences(self, step=1e-5):
         """Central differences of the values, the gradient and the second derivative."""
+        norm = np.linalg.norm(self.z)
 
-        def slopes(g, x):
+        def slopes(g, x, step=step):
             steps = jnp.eye(x.size).reshape(-1, *x.shape) * step
             columns = jax.vmap(lambda d: (g(x + d) - g(x - d)) / (2 * step))(steps)
             columns = jnp.moveaxis(columns, 0, -1)
@@ -192,7 +193,8 @@ class Reference:
             return {
                 "jacobian": slopes(self.f, x),
                 "hessian": slopes(jax.grad(loss_of(self.f)), x),
-                "third": slopes(self._second, jnp.zeros(())),
+                # So that all of x moves that far, not each element of it.
+                "third": slopes(self._second, jnp.zeros(()), step / norm),
             }
 
         with double():
