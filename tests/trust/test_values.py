@@ -13,6 +13,7 @@ from cells import (
     Cells,
     cells,
     compiled,
+    error,
     points,
     refusal,
     typed,
@@ -58,3 +59,23 @@ def result_dtype(case, x):
     """Floats keep their dtype; sums and means of integers widen as jnp's do."""
     wide = {"sum": jnp.sum, "mean": jnp.mean}.get(WIDE.get(case.op.name))
     return wide(x).dtype if wide else x.dtype
+
+
+@pytest.mark.parametrize("wide", [False])
+@pytest.mark.parametrize(
+    ("dtype", "actual", "expected", "far"),
+    [
+        ("float32", [1.0, np.nan], [1.0, 2.0], np.inf),
+        ("float32", [1.0, 2.0], [1.0, np.nan], np.inf),
+        ("float16", [1.0, np.inf], [1.0, 1e6], 0.0),
+        ("float8_e4m3fn", [1.0, np.nan], [1.0, 1e6], 0.0),
+        ("float16", [1.0, np.nan], [1.0, 1e6], np.inf),
+        ("float32", [1.0, 2.0 + 2**-21], [1.0, 2.0], 2.0),
+        ("int32", [1, 3], [1, 2], np.inf),
+    ],
+)
+def test_nothing_hides_from_the_comparison(dtype, actual, expected, far, wide):
+    zero = [jnp.zeros(2, dtype)]
+    pair = [jnp.asarray(actual).astype(dtype)], [np.asarray(expected)]
+    assert error(zero + pair[0], zero + pair[1], 1.0) == far
+    assert error(pair[0] + zero, pair[1] + zero, 1.0) == far
