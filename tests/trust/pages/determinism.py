@@ -47,6 +47,6 @@ Programs of {count} ops and of their gradients were made for CUDA, ROCm and TPU,
 searched for scatters. Only these have any: in any order, where each place is written
 once or a maximum is taken; in the order of arrival, where floats of several places are
 added to one, so that bits may differ from run to run on a GPU. So do fractional pools
-of overlapping regions or windows; those of disjoint ones do not. XLA's flag
-`--xla_gpu_deterministic_ops=true` is there to order these too. Neither the programs nor
-the flag were tried on a GPU."""
+of overlapping regions or windows; those of disjoint ones do not. With XLA's
+`--xla_gpu_deterministic_ops=true` scatters keep one order, so XLA says. Neither the
+programs nor the flag were tried on a GPU."""
