@@ -1,6 +1,5 @@
 """Every test runs with JAX at its strictest, on two (virtual) devices."""
 
-import logging
 import os
 import tempfile
 
@@ -8,8 +7,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import contextlib
 
 import jax
 import jax.export
@@ -70,18 +67,3 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def compilations(caplog):
-    """A context that yields the list of what JAX compiles within it."""
-
-    @contextlib.contextmanager
-    def record():
-        caplog.clear()
-        seen = []
-        with caplog.at_level(logging.WARNING), jax.log_compiles():
-            yield seen
-        seen += [r.getMessage() for r in caplog.records if "XLA comp" in r.getMessage()]
-
-    return record

@@ -24,37 +24,22 @@ as in the op's row, with any of
             without `test_`) that make no sense for an op, and why
 """
 
-import dataclasses
 import functools
 import importlib
 import math
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from jaxpool._core.op import OPS, PoolOp
+from jaxpool._core.op import OPS
+from jaxpool.testing import cases as testing
+from jaxpool.testing.cases import EXTENTS, OUTPUTS, WINDOWS
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One way to call an op with an input `[B..., S..., C]`."""
-
-    op: PoolOp
-    sizes: tuple[int, ...]
-    kwargs: dict[str, Any]
-    batch: tuple[int, ...] | None = None
-    groups: int = 1
-
-    def __str__(self):
-        given = ",".join(
-            f"{k}={v}"
-            for k, v in self.kwargs.items()
-            if k != "init" and isinstance(v, int | float | str | bool | tuple)
-        )
-        return f"{self.op.name}-{'x'.join(map(str, self.sizes))}-{given}"
+class Case(testing.Case):
+    """One way to call an op of jaxpool, with what its tables say of it."""
 
     @functools.cached_property
     def arguments(self):
@@ -73,70 +58,16 @@ class Case:
         called = {n: v for n, v in given.items() if n in at_call}
         return {**called, "params": params}
 
-    def function(self, **more):
-        """The op with its arguments, a function of `x`."""
-        return functools.partial(self.op.fn, **{**self.arguments, **more})
-
-    @property
-    def differentiable(self):
-        """The op as a function of `x` with one, floating, result."""
-        f = self.function()
-        return (lambda x: f(x)[0]) if self.op.outputs > 1 else f
-
-    def input(self, *, batch=(2,), channels=2, seed=0, dtype=np.float32):
-        """Distinct numbers of both signs, none 0, in random order.
-
-        Ops of integers get int8, small enough for twice as much not to overflow.
-        """
+    def input(self, *, channels=2, **more):
+        """Distinct numbers; as many channels as there are weights for."""
         if self.op.weights:
             channels = self.kwargs["features"]
-        shape = (*(self.batch or batch), *self.sizes, channels * self.groups)
-        n = math.prod(shape)
-        values = np.arange(n) - n // 3 + 0.5
-        values = np.random.default_rng(seed).permutation(values) * (4 / max(n, 1))
-        if self.op.integer:
-            values, dtype = np.round(values * 20), np.int8
-        return values.reshape(shape).astype(dtype)
+        return super().input(channels=channels, **more)
 
-    def expected(self, x, where=None):
-        """The oracle's answer, in float64."""
-        if self.op.kind == "other":
-            masked = {} if where is None else {"where": where}
-            wide = np.asarray(x, np.float64)
-            return oracle.ORACLES[self.op.name](wide, **self.arguments, **masked)
-        n = len(self.sizes)
-        axes = tuple(range(-1 - n, -1))
-        kwargs = {k: v for k, v in self.kwargs.items() if k not in ("deterministic",)}
-        if self.op.kind == "global":
-            lines = [oracle.line(x.shape[a], x.shape[a]) for a in axes]
-        elif self.op.kind == "adaptive":
-            wanted = kwargs.pop("output_shape")
-            lines = [
-                oracle.bins(x.shape[a], x.shape[a] if o is None else o)
-                for a, o in zip(axes, wanted, strict=True)
-            ]
-        else:
-            lines = self._lines(x, axes, kwargs)
-        formula = functools.partial(oracle.ORACLES[self.op.name], **kwargs)
-        y = oracle.over_windows(formula, x, lines, axes, where)
-        if self.op.name.endswith("_catavgmax_pool"):
-            y = np.concatenate(y, -1)
-        if self.op.kind == "global":
-            y = np.squeeze(y, axes)
-        return y
-
-    @staticmethod
-    def _lines(x, axes, kwargs):
-        window = kwargs.pop("window_shape")
-        strides = kwargs.pop("strides", None) or (1,) * len(window)
-        padding = kwargs.pop("padding", "VALID")
-        dilation = kwargs.pop("window_dilation", None) or (1,) * len(window)
-        ceil_mode = kwargs.pop("ceil_mode", False)
-        pairs = [padding] * len(window) if isinstance(padding, str) else padding
-        specs = zip(axes, window, strides, pairs, dilation, strict=True)
-        return [
-            oracle.line(x.shape[a], k, s, p, d, ceil_mode) for a, k, s, p, d in specs
-        ]
+    @property
+    def oracle(self):
+        """The op's row in the tables of oracles."""
+        return oracle.ORACLES[self.op.name]
 
 
 # Arguments that an op cannot do without.
@@ -145,29 +76,8 @@ STATIC = {
     "stochastic_pool": {"deterministic": True},
 }
 
-_WINDOWS = [
-    ((9,), dict(window_shape=(3,))),
-    ((9,), dict(window_shape=(4,), strides=(3,), padding=((2, 1),), ceil_mode=True)),
-    ((6, 7), dict(window_shape=(2, 2), strides=(2, 2))),
-    ((6, 7), dict(window_shape=(3, 2), strides=(2, 1), padding="SAME")),
-    ((6, 7), dict(window_shape=(4, 3), strides=(3, 2), padding="SAME_LOWER")),
-    ((6, 7), dict(window_shape=(3, 3), padding=((1, 1), (2, 0)), strides=(2, 2))),
-    ((7, 7), dict(window_shape=(3, 2), window_dilation=(2, 3), padding=((1, 1),) * 2)),
-    ((6, 7), dict(window_shape=(3, 3), strides=(2, 2), ceil_mode=True)),
-    ((6, 7), dict(window_shape=(1, 1), strides=(2, 3))),
-    ((4, 3, 5), dict(window_shape=(2, 3, 2), strides=(2, 1, 1))),
-    ((4, 3, 5), dict(window_shape=(2, 2, 2), strides=(2, 2, 2), padding="SAME")),
-]
 # For ops whose windows are those of the ops before, with another formula on top.
-_FEW_WINDOWS = [_WINDOWS[i] for i in (1, 4, 5, 6, 10)]
-_OUTPUTS = [
-    ((9,), dict(output_shape=(3,))),
-    ((9,), dict(output_shape=(4,))),
-    ((6, 7), dict(output_shape=(4, 9))),
-    ((6, 7), dict(output_shape=(None, 3))),
-    ((4, 3, 5), dict(output_shape=(2, 2, 5))),
-]
-_EXTENTS = [((9,), {}), ((6, 7), {}), ((4, 3, 5), {})]
+_FEW_WINDOWS = [WINDOWS[i] for i in (1, 4, 5, 6, 10)]
 # What one op alone takes, added to a case that all ops of its kind share.
 OWN = {
     "avg_pool": [dict(count_include_pad=False), dict(divisor_override=3)],
@@ -215,7 +125,7 @@ def _read_families():
 
 
 def _cases():
-    kinds = {"window": _WINDOWS, "adaptive": _OUTPUTS, "global": _EXTENTS}
+    kinds = {"window": WINDOWS, "adaptive": OUTPUTS, "global": EXTENTS}
     for op in OPS.values():
         if op.name in _FAMILY_CASES:
             yield from (Case(op, *row) for row in _FAMILY_CASES[op.name])

@@ -4,72 +4,13 @@ A window's elements arrive as a list in row-major order, without padding and wit
 what a mask hides; `pad` is how many places of it lie in padding that counts.
 """
 
-import itertools
 import math
 
 import numpy as np
 
+from jaxpool.testing.windows import bins, line, over_windows
 
-def line(size, k, s=1, padding="VALID", d=1, ceil_mode=False):
-    """The windows along one axis: for each, its positions and its counted padding."""
-    span = (k - 1) * d + 1
-    if padding in ("SAME", "SAME_LOWER"):
-        total = max((math.ceil(size / s) - 1) * s + span - size, 0)
-        small, large = total // 2, total - total // 2
-        low, high = (small, large) if padding == "SAME" else (large, small)
-    else:
-        low, high = (0, 0) if padding == "VALID" else padding
-    starts = []
-    for start in range(-low, size + high, s):
-        fits = start + span <= size + high
-        overhangs = ceil_mode and start < size and start - s + span < size + high
-        if not fits and not overhangs:
-            break
-        starts.append(start)
-        if not fits:
-            break
-    taps = [[start + i * d for i in range(k)] for start in starts]
-    return [
-        (
-            [t for t in window if 0 <= t < size],
-            sum(-low <= t < size + high for t in window),
-        )
-        for window in taps
-    ]
-
-
-def bins(size, out):
-    """The windows of adaptive pooling along one axis."""
-    edges = [(o * size // out, -(-(o + 1) * size // out)) for o in range(out)]
-    return [(list(range(a, b)), b - a) for a, b in edges]
-
-
-def over_windows(f, x, lines, axes, where=None):
-    """Calls `f(elements, positions, pad)` for every window of every plane."""
-    x = np.asarray(x, np.float64)
-    if where is not None:
-        where = np.broadcast_to(where, x.shape)
-        where = np.moveaxis(where, axes, range(-len(axes), 0))
-    x = np.moveaxis(x, axes, range(-len(axes), 0))
-    sizes = x.shape[-len(axes) :]
-    out = None
-    for plane in np.ndindex(x.shape[: -len(axes)]):
-        for o, windows in enumerate(itertools.product(*lines)):
-            places = list(itertools.product(*(w[0] for w in windows)))
-            pad = math.prod(w[1] for w in windows) - len(places)
-            if where is not None:
-                places = [p for p in places if where[plane][p]]
-            elements = np.array([x[plane][p] for p in places])
-            positions = [int(np.ravel_multi_index(p, sizes)) for p in places]
-            results = np.atleast_1d(f(elements, positions, pad))
-            if out is None:
-                shape = (*x.shape[: -len(axes)], math.prod(map(len, lines)))
-                out = [np.zeros(shape) for _ in results]
-            for array, result in zip(out, results, strict=True):
-                array[(*plane, o)] = result
-    shape = (*x.shape[: -len(axes)], *map(len, lines))
-    out = [np.moveaxis(a.reshape(shape), range(-len(axes), 0), axes) for a in out]
-    return out[0] if len(out) == 1 else out
+__all__ = ["bins", "line", "over_windows"]
 
 
 def first_extremum(e, largest):

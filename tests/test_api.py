@@ -33,6 +33,7 @@ LAYERS = [
     ["_ops/"],
     ["_ops"],
     [""],
+    ["testing"],
     ["_core/module"],
     ["nnx", "linen"],
     ["compat"],
@@ -41,7 +42,7 @@ LAYERS = [
     ["__main__"],
 ]
 OPERATIONS = [name for name in jaxpool.__all__ if name != "lowering"]
-PACKAGES = ["compat", "compare", "bench"]  # whose files import one another
+PACKAGES = ["compat", "compare", "bench", "testing"]  # whose files import one another
 POSITIONAL = ["x", "window_shape", "strides", "padding"]
 
 
