@@ -112,10 +112,13 @@ def covariance_pool(
       ValueError, TypeError: as in :func:`global_max_pool`, and for iterations < 1.
 
     Example:
+      The root, times itself, is the covariance of two channels:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
-      >>> y = covariance_pool(x, iterations=20, vectorize=False, axis=-2)
-      >>> jnp.round(y @ y, 4)
+      >>> y = jp.covariance_pool(x, iterations=20, vectorize=False, axis=-2)
+      >>> jnp.round(y @ y, 3)
       Array([[0.5, 0. ],
              [0. , 4.5]], dtype=float32)
 
@@ -198,7 +201,8 @@ def statistics_pool(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> statistics_pool(jnp.array([[[1.0], [1.0], [5.0], [5.0]]]))
+      >>> import jaxpool as jp
+      >>> jp.statistics_pool(jnp.array([[[1.0], [1.0], [5.0], [5.0]]]))
       Array([[3., 2.]], dtype=float32)
 
     References:
@@ -280,9 +284,10 @@ def attentive_statistics_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[1.0], [1.0], [5.0], [5.0]]])
       >>> params = {"hidden_kernel": jnp.ones((1, 2)), "score_kernel": jnp.ones((2, 1))}
-      >>> jnp.round(attentive_statistics_pool(x, params), 1)  # nearer the larger two
+      >>> jp.attentive_statistics_pool(x, params).round(1)  # nearer the larger two
       Array([[3.5, 1.9]], dtype=float32)
 
     References:
@@ -368,10 +373,13 @@ def vlad_pool(
       ValueError, TypeError: as in :func:`attentive_statistics_pool`.
 
     Example:
+      What is left of each token behind the centroid next to it:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[3.0, 4.0], [0.0, 0.0]]])
       >>> centroids = jnp.array([[3.0, 0.0], [0.0, -1.0]])
-      >>> vlad_pool(x, {"centroids": centroids}, alpha=100.0, normalize=False)
+      >>> jp.vlad_pool(x, {"centroids": centroids}, alpha=100.0, normalize=False)
       Array([[0., 4., 0., 1.]], dtype=float32)
 
     References:

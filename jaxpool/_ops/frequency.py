@@ -79,9 +79,12 @@ def spectral_pool(
       ValueError, TypeError: for arguments that break these rules, or empty axes.
 
     Example:
+      The mean stays, and the fastest wave goes:
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0  # the mean, and the fastest wave
-      >>> spectral_pool(x[:, None], (2,))[:, 0]
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0
+      >>> jp.spectral_pool(x[:, None], (2,))[:, 0]
       Array([3., 3.], dtype=float32)
     """
     caller = "spectral_pool"
@@ -113,9 +116,12 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
       ValueError, TypeError: as in :func:`spectral_pool`.
 
     Example:
+      The mean stays, and the fastest wave goes:
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0  # the mean, and the fastest wave
-      >>> flc_pool(x[None, :, None])[0, :, 0]
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0
+      >>> jp.flc_pool(x[None, :, None])[0, :, 0]
       Array([3., 3.], dtype=float32)
     """
     x, geometry, _ = whole("flc_pool", x, None, axis)
@@ -175,9 +181,12 @@ def diffstride_pool(
       ValueError, TypeError: for arguments that break these rules, or empty axes.
 
     Example:
+      A stride of 8 leaves the mean of the fastest wave:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([4.0, 0.0, 4.0, 0.0, 4.0, 0.0, 4.0, 0.0])[:, None]
-      >>> diffstride_pool(x, (8.0,), smoothness=1.0)[:2, 0]
+      >>> jp.diffstride_pool(x, (8.0,), smoothness=1.0)[:2, 0]
       Array([2., 2.], dtype=float32)
     """
     caller = "diffstride_pool"
@@ -324,8 +333,9 @@ def haar_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])[..., None]
-      >>> haar_pool(x, bands="all", axis=(0, 1))[0, 0]
+      >>> jp.haar_pool(x, bands="all", axis=(0, 1))[0, 0]
       Array([ 8., -2., -4.,  0.], dtype=float32)
     """
     caller = "haar_pool"
@@ -368,8 +378,9 @@ def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> bands = jnp.array([8.0, -2.0, -4.0, 0.0])[None, None]
-      >>> haar_unpool(bands, axis=(0, 1))[..., 0]
+      >>> jp.haar_unpool(bands, axis=(0, 1))[..., 0]
       Array([[1., 3.],
              [5., 7.]], dtype=float32)
     """

@@ -69,9 +69,10 @@ def masked_max_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = -jnp.arange(1.0, 7.0)[:, None]
       >>> where = jnp.array([True, True, False, True, False, False])[:, None]
-      >>> y, mask = masked_max_pool(x, (2,), strides=(2,), where=where)
+      >>> y, mask = jp.masked_max_pool(x, (2,), strides=(2,), where=where)
       >>> y[:, 0], mask[:, 0]
       (Array([-1., -4.,  0.], dtype=float32), Array([ True,  True, False], dtype=bool))
     """
@@ -102,6 +103,14 @@ def masked_avg_pool(
 
     with the mask :math:`M` of :func:`masked_max_pool`, whose arguments, mask and errors
     it shares. Padding is not counted. Dtypes as in :func:`avg_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 3.0, 5.0, 99.0, 99.0, 99.0])[:, None]
+      >>> y, mask = jp.masked_avg_pool(x, (2,), strides=(2,), where=x < 99)
+      >>> y[:, 0], mask[:, 0]
+      (Array([2., 5., 0.], dtype=float32), Array([ True,  True, False], dtype=bool))
     """
     caller = "masked_avg_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -152,9 +161,9 @@ def weighted_avg_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x, weights = jnp.array([1.0, 5.0, 7.0, 9.0]), jnp.array([3.0, 1.0, 0.0, 0.0])
-      >>> y, pooled = weighted_avg_pool(x, weights, 2, strides=2, axis=0)
-      >>> y, pooled
+      >>> jp.weighted_avg_pool(x, weights, 2, strides=2, axis=0)
       (Array([2., 0.], dtype=float32), Array([2., 0.], dtype=float32))
     """
     caller = "weighted_avg_pool"
@@ -194,6 +203,13 @@ def weighted_max_pool(
     Elements of weight 0 take no part; a window without any other gives 0 for both.
     Gradient: to the first maximal :math:`w_i x_i`, and to its weight. Arguments, shapes
     and errors as in :func:`weighted_avg_pool`; `x` must be real.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x, weights = jnp.array([1.0, 5.0, 7.0, 9.0]), jnp.array([3.0, 1.0, 0.0, 0.0])
+      >>> jp.weighted_max_pool(x, weights, 2, strides=2, axis=0)
+      (Array([5., 0.], dtype=float32), Array([3., 0.], dtype=float32))
     """
     caller = "weighted_max_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

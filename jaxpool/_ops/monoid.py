@@ -53,10 +53,13 @@ def pool(
       ValueError, TypeError: as in :func:`max_pool`, and if `init` is not a scalar.
 
     Example:
+      Products, with their derivatives:
+
       >>> import jax
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(1.0, 5.0)[:, None]
-      >>> pool(x, 1.0, jax.lax.mul, (2,), (2,), "VALID")[:, 0]
+      >>> jp.pool(x, 1.0, jax.lax.mul, (2,), (2,), "VALID")[:, 0]
       Array([ 2., 12.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

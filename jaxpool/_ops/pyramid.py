@@ -76,9 +76,12 @@ def spatial_pyramid_pool(
       ValueError, TypeError: as in :func:`adaptive_max_pool`, and for another `op`.
 
     Example:
+      The maximum of everything, then those of two halves:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(4.0)[None, :, None]
-      >>> spatial_pyramid_pool(x, (1, 2))
+      >>> jp.spatial_pyramid_pool(x, (1, 2))
       Array([[3., 1., 3.]], dtype=float32)
     """
     caller = "spatial_pyramid_pool"
@@ -137,8 +140,11 @@ def sppf(
       ValueError, TypeError: as in :func:`max_pool`, for even windows, and no depth.
 
     Example:
+      The input, and the maxima of 3 and of 5:
+
       >>> import jax.numpy as jnp
-      >>> sppf(jnp.arange(5.0)[:, None], (3,), depth=2).T
+      >>> import jaxpool as jp
+      >>> jp.sppf(jnp.arange(5.0)[:, None], (3,), depth=2).T
       Array([[0., 1., 2., 3., 4.],
              [1., 2., 3., 4., 4.],
              [2., 3., 4., 4., 4.]], dtype=float32)
@@ -185,9 +191,12 @@ def pyramid_pool(
       ValueError, TypeError: as in :func:`adaptive_avg_pool`.
 
     Example:
+      The mean of everything, and those of two halves, interpolated:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 2.0, 4.0, 6.0])[None, :, None]
-      >>> pyramid_pool(x, (1, 2))[0, :, 1:].T.round(1)
+      >>> jp.pyramid_pool(x, (1, 2))[0, :, 1:].T.round(1)
       Array([[3. , 3. , 3. , 3. ],
              [1. , 2.3, 3.7, 5. ]], dtype=float32)
     """
@@ -234,9 +243,12 @@ def strip_pool(
       ValueError, TypeError: as in :func:`global_avg_pool`.
 
     Example:
+      At the top left, the row's mean 2 and the column's mean 3:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])
-      >>> strip_pool(x, axis=(0, 1))
+      >>> jp.strip_pool(x, axis=(0, 1))
       Array([[ 5.,  7.],
              [ 9., 11.]], dtype=float32)
     """

@@ -115,9 +115,10 @@ def roi_align(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(16.0).reshape(4, 4, 1)
       >>> boxes = jnp.array([[0.0, 0.0, 2.0, 2.0]])
-      >>> roi_align(x, boxes, (2, 2), aligned=True)[0, ..., 0]
+      >>> jp.roi_align(x, boxes, (2, 2), aligned=True)[0, ..., 0]
       Array([[0.625, 1.5  ],
              [4.125, 5.   ]], dtype=float32)
     """
@@ -151,6 +152,17 @@ def ps_roi_align(
     Returns:
       `[B..., K, h, w, C / (h * w)]`, or `[K, h, w, C / (h * w)]` with `batch_indices`,
       in the dtype as :func:`roi_align`.
+
+    Example:
+      Bin (o, p) of 2 x 2 reads channel 2 o + p:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.broadcast_to(jnp.array([10.0, 20.0, 30.0, 40.0]), (8, 8, 4))
+      >>> boxes = jnp.array([[1.0, 1.0, 5.0, 5.0]])
+      >>> jp.ps_roi_align(x, boxes, (2, 2))[0, ..., 0]
+      Array([[10., 20.],
+             [30., 40.]], dtype=float32)
     """
     caller = "ps_roi_align"
     x = as_array(caller, x)
@@ -186,6 +198,17 @@ def roi_pool(
     Returns:
       `[B..., K, h, w, C]`, or `[K, h, w, C]` with `batch_indices`, in the dtype of `x`,
       which must be real.
+
+    Example:
+      A box in pixels, on a map with a stride of 16 pixels:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+      >>> boxes = jnp.array([[0, 0, 48, 48]])
+      >>> jp.roi_pool(x, boxes, (2, 2), spatial_scale=1 / 16)[0, ..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
     """
     caller = "roi_pool"
     x = as_array(caller, x, ordered=True)
@@ -223,6 +246,17 @@ def ps_roi_pool(
     Returns:
       `[B..., K, h, w, C / (h * w)]`, or `[K, h, w, C / (h * w)]` with `batch_indices`,
       in the dtype as :func:`roi_align`.
+
+    Example:
+      A box in the second image of a batch; bin (o, p) of 2 x 2 reads channel 2 o + p:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.zeros((2, 8, 8, 4)).at[1].set(jnp.array([10.0, 20.0, 30.0, 40.0]))
+      >>> boxes, images = jnp.array([[1.0, 1.0, 5.0, 5.0]]), jnp.array([1])
+      >>> jp.ps_roi_pool(x, boxes, (2, 2), batch_indices=images)[0, ..., 0]
+      Array([[10., 20.],
+             [30., 40.]], dtype=float32)
     """
     caller = "ps_roi_pool"
     x = as_array(caller, x)
@@ -284,10 +318,13 @@ def multiscale_roi_align(
       ValueError, TypeError: for arguments that break these rules.
 
     Example:
+      Three maps, each filled with its number, and boxes of three sizes:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> pyramid = [jnp.full((1, 64 // 2**i, 64 // 2**i, 1), i) for i in range(3)]
       >>> boxes = jnp.array([[0.0, 0, 64, 64], [0, 0, 128, 128], [0, 0, 256, 256]])
-      >>> y = multiscale_roi_align(pyramid, boxes[None], 1, image_shape=(256, 256))
+      >>> y = jp.multiscale_roi_align(pyramid, boxes[None], 1, image_shape=(256, 256))
       >>> y.ravel()
       Array([0., 1., 2.], dtype=float32)
     """
@@ -366,7 +403,8 @@ def roi_levels(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> roi_levels(jnp.array([[0, 0, 112, 112], [0, 0, 300, 300]]), 2, 5)
+      >>> import jaxpool as jp
+      >>> jp.roi_levels(jnp.array([[0, 0, 112, 112], [0, 0, 300, 300]]), 2, 5)
       Array([3, 4], dtype=int32)
     """
     caller = "roi_levels"

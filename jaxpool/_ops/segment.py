@@ -81,9 +81,12 @@ def segment_pool(
       ValueError, TypeError: for arguments that break these rules, or no rows at all.
 
     Example:
+      Two nodes of the graph 0, none of the graph 1, one of the graph 2:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0], [5.0], [3.0]])
-      >>> segment_pool(x, jnp.array([0, 2, 0]), 3, mode="mean")[:, 0]
+      >>> jp.segment_pool(x, jnp.array([0, 2, 0]), 3, mode="mean")[:, 0]
       Array([2., 0., 5.], dtype=float32)
     """
     caller = "segment_pool"

@@ -86,9 +86,12 @@ def sequence_pool(
         with `where`, an unknown mode, or as many prefix tokens as there are tokens.
 
     Example:
+      Two tokens and padding: their mean, and the last of them:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]])
-      >>> sequence_pool(x, lengths=2, mode=("mean", "last"))
+      >>> jp.sequence_pool(x, lengths=2, mode=("mean", "last"))
       Array([2., 3., 3., 4.], dtype=float32)
     """
     caller = "sequence_pool"
