@@ -32,7 +32,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Window, as_flag, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
@@ -178,7 +178,7 @@ def adaptive_avgmax_pool(
     return ((mean + highest) / 2).astype(mean_dtype(x.dtype))
 
 
-@pool_op("adaptive", "adaptive", monotone=True)
+@pool_op("adaptive", "adaptive", monotone=True, example=Example((2, 4, 4, 32)))
 def adaptive_catavgmax_pool(
     x: ArrayLike, output_shape: OutputShape, *, axis: Ints | None = None
 ) -> jax.Array:
@@ -218,7 +218,12 @@ _SELECT = {
 }
 
 
-@pool_op("adaptive", "other", compare="is another method by its argument")
+@pool_op(
+    "adaptive",
+    "other",
+    compare="is another method by its argument",
+    example=Example((2, 32), arguments='pool_type="catavgmax", flatten=True'),
+)
 def select_adaptive_pool(
     x: ArrayLike,
     output_shape: OutputShape = 1,
@@ -302,7 +307,11 @@ def feature_multiplier(pool_type: PoolType) -> int:
     return 2 if _known("feature_multiplier", pool_type) == "catavgmax" else 1
 
 
-@pool_op("adaptive", "other")
+@pool_op(
+    "adaptive",
+    "other",
+    example=Example((2, 10), arguments="(6, 6), classifier=lambda x: x[..., :10]"),
+)
 def dense_head_pool(
     x: ArrayLike,
     window_shape: Ints | None,

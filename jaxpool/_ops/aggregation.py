@@ -47,7 +47,7 @@ from jaxpool._core.numerics import (
     power_of_two_scale,
     safe_power,
 )
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.weights import fan_in_uniform, module_size, scaled_normal, sized
 from jaxpool._core.window import Ints, as_flag, as_int, as_number, fail
 from jaxpool._ops.average import element_count, masked_mean
@@ -71,7 +71,7 @@ _STATISTICS = {
 }
 
 
-@pool_op("aggregation", "other")
+@pool_op("aggregation", "other", example=Example((2, 16 * 17 // 2)))
 def covariance_pool(
     x: ArrayLike,
     *,
@@ -168,7 +168,7 @@ def _square_root(y: jax.Array, iterations: int) -> jax.Array:
     return y
 
 
-@pool_op("aggregation", "other")
+@pool_op("aggregation", "other", example=Example((2, 32)))
 def statistics_pool(
     x: ArrayLike,
     *,
@@ -244,7 +244,7 @@ def _statistics_weights(
     return sized(inits, {"c": c, "m": m}, _STATISTICS)
 
 
-@pool_op("aggregation", "other", weights=_statistics_weights)
+@pool_op("aggregation", "other", weights=_statistics_weights, example=Example((2, 32)))
 def attentive_statistics_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -332,7 +332,13 @@ def _vlad_weights(
     return sized({"centroids": scaled_normal(c), **own}, {"c": c, "k": k}, _VLAD)
 
 
-@pool_op("aggregation", "other", weights=_vlad_weights, camel="VLADPool")
+@pool_op(
+    "aggregation",
+    "other",
+    weights=_vlad_weights,
+    camel="VLADPool",
+    example=Example((2, 128), arguments="features=16, num_clusters=8"),
+)
 def vlad_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],

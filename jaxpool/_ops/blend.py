@@ -30,7 +30,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.window import Ints, Padding, as_flag, as_int, fail
 from jaxpool._ops.average import highest_and_mean, widened
 
@@ -300,7 +300,7 @@ def global_avgmax_pool(
     return reduced("global_avgmax_pool", y, geometry, keepdims)
 
 
-@pool_op("blend", "global", monotone=True)
+@pool_op("blend", "global", monotone=True, example=Example((2, 32)))
 def global_catavgmax_pool(
     x: ArrayLike,
     *,

@@ -34,7 +34,7 @@ from jaxpool._core.arguments import as_array, check_whole, laid
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import (
     Ints,
     Padding,
@@ -167,7 +167,9 @@ def max_blur_pool(
     return _blur(caller, largest, axes, steps, filter_size, convention, mode)
 
 
-@pool_op("blur", "other", compare={"filter_size": (3, 3)})
+@pool_op(
+    "blur", "other", compare={"filter_size": (3, 3)}, example=Example((2, 8, 8, 16))
+)
 def edge_aware_blur_pool(
     x: ArrayLike,
     filter_size: Ints,

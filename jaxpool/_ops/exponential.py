@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, reduced, whole
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.weighted import soft_logits, window_lse, window_soft, window_softmax
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import element_count
@@ -147,7 +147,16 @@ def soft_pool(
     return _self_weighted("soft_pool", x, geometry, where, "beta", beta)
 
 
-@pool_op("exponential", "window", inputs=("x", "logits"), linear=True, monotone=True)
+@pool_op(
+    "exponential",
+    "window",
+    inputs=("x", "logits"),
+    linear=True,
+    monotone=True,
+    example=Example(
+        inputs={"x": "jnp.ones((2, 8, 8, 16))", "logits": "jnp.zeros((2, 8, 8, 1))"}
+    ),
+)
 def exp_weighted_pool(
     x: ArrayLike,
     window_shape: Ints | None,

@@ -27,7 +27,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.indices import last_claims, put
 from jaxpool._core.numerics import split_alike
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
 __all__ = [
@@ -170,7 +170,19 @@ def max_pool_with_argmax(
     return window_choice(x, geometry, True, where)
 
 
-@pool_op("extremum", "other", inputs=("values", "indices"))
+@pool_op(
+    "extremum",
+    "other",
+    inputs=("values", "indices"),
+    example=Example(
+        (2, 8, 8, 16),
+        {
+            "values, indices": "jp.max_pool_with_argmax("
+            "jnp.ones((2, 8, 8, 16)), (2, 2), (2, 2))"
+        },
+        "(8, 8)",
+    ),
+)
 def max_unpool(
     values: ArrayLike,
     indices: ArrayLike,

@@ -38,7 +38,7 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import as_array, as_key, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.taps import flat_positions
 from jaxpool._core.window import (
     Ints,
@@ -74,6 +74,7 @@ Samples = ArrayLike | Sequence[float]
     takes_key=True,
     monotone=True,
     compare={"ratio": (1.5, 1.5)},
+    example=Example((2, 5, 5, 16)),
 )
 def fractional_max_pool(
     x: ArrayLike,
@@ -165,6 +166,7 @@ def fractional_max_pool(
     takes_key=True,
     outputs=2,
     compare="is another method with indices",
+    example=Example((2, 5, 5, 16), arguments="ratio=(1.5, 1.5)"),
 )
 def fractional_max_pool_with_argmax(
     x: ArrayLike,
@@ -213,6 +215,7 @@ def fractional_max_pool_with_argmax(
     linear=True,
     monotone=True,
     compare={"ratio": (1.5, 1.5)},
+    example=Example((2, 5, 5, 16)),
 )
 def fractional_avg_pool(
     x: ArrayLike,

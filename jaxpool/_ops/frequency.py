@@ -45,7 +45,7 @@ from jaxpool._core.arguments import as_array, check_whole, output_axes, whole
 from jaxpool._core.engine import window_sum, window_taps
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Window, as_number, fail, is_name, resolve_axes
 
 __all__ = ["diffstride_pool", "flc_pool", "haar_pool", "haar_unpool", "spectral_pool"]
@@ -94,7 +94,9 @@ def spectral_pool(
     return _resample(x, {a: (out, None) for a, out in zip(axes, sizes, strict=True)})
 
 
-@pool_op("frequency", "other", linear=True, camel="FLCPool")
+@pool_op(
+    "frequency", "other", linear=True, camel="FLCPool", example=Example((2, 4, 4, 16))
+)
 def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     r"""The lower half of the frequencies (frequency low cut), for half the size.
 
@@ -138,6 +140,7 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     learned=("strides",),
     per_channel=False,
     camel="DiffStridePool",
+    example=Example((2, 8, 8, 16)),
 )
 def diffstride_pool(
     x: ArrayLike,
@@ -302,7 +305,7 @@ def _along(x: jax.Array, matrix: ArrayLike, axis: int) -> jax.Array:
     return jnp.matmul(stacked, z, precision=high).reshape(*lead, out, *rest)
 
 
-@pool_op("frequency", "other", linear=True)
+@pool_op("frequency", "other", linear=True, example=Example((2, 4, 4, 16)))
 def haar_pool(
     x: ArrayLike, *, bands: Literal["low", "all"] = "low", axis: Ints | None = None
 ) -> jax.Array:
@@ -356,7 +359,13 @@ def haar_pool(
     return jnp.concatenate([part.astype(dtype) for part in parts], channel)
 
 
-@pool_op("frequency", "other", linear=True, compare="undoes another method")
+@pool_op(
+    "frequency",
+    "other",
+    linear=True,
+    compare="undoes another method",
+    example=Example((2, 16, 16, 4)),
+)
 def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     r"""The inverse of :func:`haar_pool` with all bands.
 

@@ -14,7 +14,7 @@ from jaxpool._core.arguments import as_array, laid, over
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Padding, fail, is_name
 from jaxpool._ops.average import masked_mean
 
@@ -28,7 +28,16 @@ __all__ = [
 _UNMASKED = "is another method without a mask"
 
 
-@pool_op("masked", "window", outputs=2, compare=_UNMASKED)
+@pool_op(
+    "masked",
+    "window",
+    outputs=2,
+    compare=_UNMASKED,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "where": "jnp.ones((2, 8, 8, 1), bool)"},
+    ),
+)
 def masked_max_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -83,7 +92,17 @@ def masked_max_pool(
     return _masked(caller, y, x, geometry, where, rule)
 
 
-@pool_op("masked", "window", outputs=2, linear=True, compare=_UNMASKED)
+@pool_op(
+    "masked",
+    "window",
+    outputs=2,
+    linear=True,
+    compare=_UNMASKED,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "where": "jnp.ones((2, 8, 8, 1), bool)"},
+    ),
+)
 def masked_avg_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -119,7 +138,17 @@ def masked_avg_pool(
     return _masked(caller, y, x, geometry, where, rule)
 
 
-@pool_op("masked", "other", inputs=("x", "weights"), outputs=2, linear=True)
+@pool_op(
+    "masked",
+    "other",
+    inputs=("x", "weights"),
+    outputs=2,
+    linear=True,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "weights": "jnp.ones((2, 8, 8, 1))"},
+    ),
+)
 def weighted_avg_pool(
     x: ArrayLike,
     weights: ArrayLike,
@@ -182,7 +211,17 @@ def weighted_avg_pool(
     return y.astype(dtype), pooled.astype(weight_dtype)
 
 
-@pool_op("masked", "other", inputs=("x", "weights"), outputs=2, monotone=True)
+@pool_op(
+    "masked",
+    "other",
+    inputs=("x", "weights"),
+    outputs=2,
+    monotone=True,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "weights": "jnp.ones((2, 8, 8, 1))"},
+    ),
+)
 def weighted_max_pool(
     x: ArrayLike,
     weights: ArrayLike,

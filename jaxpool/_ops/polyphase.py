@@ -44,7 +44,7 @@ from jaxpool._core.numerics import (
     power_of_two_scale,
     split_alike,
 )
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.weights import module_size, scaled_normal
 from jaxpool._core.window import (
     Ints,
@@ -62,7 +62,13 @@ __all__ = ["learned_polyphase_pool", "polyphase_pool"]
 _NORMS = (1, 2, math.inf)
 
 
-@pool_op("polyphase", "other", inputs=("x", "index"), outputs=2)
+@pool_op(
+    "polyphase",
+    "other",
+    inputs=("x", "index"),
+    outputs=2,
+    example=Example([(2, 4, 4, 16), (2,)]),
+)
 def polyphase_pool(
     x: ArrayLike,
     strides: Ints,
@@ -172,7 +178,14 @@ def _learned_weights(
     }
 
 
-@pool_op("polyphase", "other", takes_key=True, weights=_learned_weights, outputs=2)
+@pool_op(
+    "polyphase",
+    "other",
+    takes_key=True,
+    weights=_learned_weights,
+    outputs=2,
+    example=Example([(2, 4, 4, 16), (2, 4)]),
+)
 def learned_polyphase_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],

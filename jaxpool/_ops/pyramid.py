@@ -33,7 +33,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, as_entries, as_int, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
@@ -42,7 +42,12 @@ __all__ = ["pyramid_pool", "spatial_pyramid_pool", "sppf", "strip_pool"]
 Levels = int | Sequence[int | Sequence[int]]
 
 
-@pool_op("pyramid", "other", compare={"bins": (1, 2, 4)})
+@pool_op(
+    "pyramid",
+    "other",
+    compare={"bins": (1, 2, 4)},
+    example=Example((2, (1 + 4 + 16) * 16)),
+)
 def spatial_pyramid_pool(
     x: ArrayLike,
     bins: Levels,
@@ -108,6 +113,7 @@ def spatial_pyramid_pool(
     monotone=True,
     camel="SPPF",
     compare={"window_shape": (5, 5)},
+    example=Example((2, 8, 8, 4 * 16)),
 )
 def sppf(
     x: ArrayLike,
@@ -160,7 +166,9 @@ def sppf(
     return _beside(stages, 1 + depth, channel_axis(x.ndim, geometry.pooled))
 
 
-@pool_op("pyramid", "other", linear=True, monotone=True)
+@pool_op(
+    "pyramid", "other", linear=True, monotone=True, example=Example((2, 8, 8, 5 * 16))
+)
 def pyramid_pool(
     x: ArrayLike, bins: Levels = (1, 2, 3, 6), *, axis: Ints | None = None
 ) -> jax.Array:
@@ -214,7 +222,7 @@ def pyramid_pool(
     return _beside(parts(), 1 + len(levels), channel_axis(x.ndim, levels[0].pooled))
 
 
-@pool_op("pyramid", "other", linear=True, monotone=True)
+@pool_op("pyramid", "other", linear=True, monotone=True, example=Example((2, 8, 8, 16)))
 def strip_pool(
     x: ArrayLike,
     *,

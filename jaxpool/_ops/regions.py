@@ -39,7 +39,7 @@ from jaxpool._core import regions
 from jaxpool._core.arguments import as_array, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
-from jaxpool._core.op import OPS, pool_op
+from jaxpool._core.op import OPS, Example, pool_op
 from jaxpool._core.window import (
     Ints,
     as_entries,
@@ -65,7 +65,16 @@ _INPUTS = ("x", "boxes", "batch_indices")
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="RoIAlign", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="RoIAlign",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def roi_align(
     x: ArrayLike,
@@ -130,7 +139,16 @@ def roi_align(
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="PSRoIAlign", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="PSRoIAlign",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 1),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def ps_roi_align(
     x: ArrayLike,
@@ -171,7 +189,17 @@ def ps_roi_align(
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
-@pool_op("regions", "other", inputs=_INPUTS, camel="RoIPool", monotone=True)
+@pool_op(
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="RoIPool",
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
+)
 def roi_pool(
     x: ArrayLike,
     boxes: ArrayLike,
@@ -218,7 +246,16 @@ def roi_pool(
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="PSRoIPool", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="PSRoIPool",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 1),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def ps_roi_pool(
     x: ArrayLike,
@@ -272,6 +309,14 @@ def ps_roi_pool(
     camel="MultiScaleRoIAlign",
     linear=True,
     monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {
+            "features": "[jnp.ones((2, 8, 8, 16)), jnp.ones((2, 4, 4, 16))]",
+            "boxes": "jnp.array([[0.0, 0.0, 16.0, 16.0]])",
+        },
+        "(4, 4), image_shape=(32, 32)",
+    ),
 )
 def multiscale_roi_align(
     features: ArrayLike | Sequence[ArrayLike],

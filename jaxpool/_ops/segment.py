@@ -24,13 +24,22 @@ from jaxpool._core.numerics import (
     safe_power,
     sum_dtype,
 )
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import as_int, fail
 
 __all__ = ["segment_pool"]
 
 
-@pool_op("segment", "other", inputs=("x", "segment_ids"))
+@pool_op(
+    "segment",
+    "other",
+    inputs=("x", "segment_ids"),
+    example=Example(
+        (3, 16),
+        {"x": "jnp.ones((5, 16))", "segment_ids": "jnp.array([0, 0, 1, 2, 2])"},
+        "3",
+    ),
+)
 def segment_pool(
     x: ArrayLike,
     segment_ids: ArrayLike,
