@@ -165,6 +165,9 @@ def adaptive_avgmax_pool(
     over the bins of this module's formula. Arguments, dtypes and errors as in
     :func:`adaptive_avg_pool`, for real `x`; gradient: half of that of each of the two.
 
+    Returns:
+      `[B..., *output_shape, C]`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxpool as jp

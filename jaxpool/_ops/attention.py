@@ -232,9 +232,9 @@ def map_pool(
 
     Args:
       x: `[B..., L, C]`, floating.
-      params: as in :func:`attention_pool`, and `norm_scale`, `norm_bias` `[C]`,
-        `mlp_in_kernel` `[C, M]`, `mlp_in_bias` `[M]`, `mlp_out_kernel` `[M, C]`,
-        `mlp_out_bias` `[C]`.
+      params: as in :func:`attention_pool`, and `mlp_in_kernel` `[C, M]`,
+        `mlp_out_kernel` `[M, C]` and, each where wanted, `mlp_in_bias` `[M]`,
+        `mlp_out_bias`, `norm_scale`, `norm_bias` `[C]`.
       num_heads, axis, where: as in :func:`attention_pool`.
       eps: what the layer norm adds to the variance.
 

@@ -134,8 +134,11 @@ def global_sum_pool(
 
     .. math:: y = \sum_i x_i
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`sum_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`; complex inputs are welcome.
+    Gradient: that of the sum to each element that takes part.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`sum_pool`; 0 where nothing takes part.
 
     Example:
       The number of objects in an image, from a map of their density:
@@ -163,8 +166,11 @@ def global_avg_pool(
 
     .. math:: y = \frac{1}{n} \sum_{i=1}^n x_i
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`; complex inputs are welcome.
+    Gradient: :math:`1 / n` to each element that takes part.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
 
     Example:
       The mean of two rows, of which the second is padded:

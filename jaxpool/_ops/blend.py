@@ -284,8 +284,11 @@ def global_avgmax_pool(
 
     .. math:: y = \tfrac{1}{2} \Big(\max_i x_i + \frac{1}{n} \sum_{i=1}^n x_i\Big)
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`. Gradient: half of that of each
+    of the two.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
 
     Example:
       >>> import jax.numpy as jnp
@@ -313,11 +316,11 @@ def global_catavgmax_pool(
     .. math:: y = \Big[\frac{1}{n} \sum_{i=1}^n x_i,\ \max_i x_i\Big]
 
     The means come first, then the maxima, along the last axis that is not pooled.
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`. Gradient: that of each of the
+    two.
 
     Returns:
-      `[B, 2C]`.
+      `[B, 2C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
 
     Example:
       >>> import jax.numpy as jnp

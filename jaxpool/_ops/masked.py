@@ -121,7 +121,13 @@ def masked_avg_pool(
         \text{ where } M_o, \text{ else } 0
 
     with the mask :math:`M` of :func:`masked_max_pool`, whose arguments, mask and errors
-    it shares. Padding is not counted. Dtypes as in :func:`avg_pool`.
+    it shares. Padding is not counted. Gradient: that of the formula, and none where the
+    mask is False.
+
+    Returns:
+      values: `[B..., O..., C]` in the dtypes of :func:`avg_pool`; 0 where the mask is
+        False.
+      mask: as from :func:`masked_max_pool`.
 
     Example:
       >>> import jax.numpy as jnp

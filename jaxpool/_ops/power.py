@@ -124,6 +124,10 @@ def global_lp_pool(
     Formula, gradient, `p` and `normalize` as in :func:`lp_pool`; the other arguments
     and errors as in :func:`global_max_pool`.
 
+    Returns:
+      `[B, C]`; floats in the dtype of `x`, integers as floats; 0 where nothing takes
+      part.
+
     Example:
       With `normalize` and p = 2, the root of the mean square:
 
