@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, learned_start, validate
+from jaxpool._core.module import (
+    Shown,
+    Step,
+    arguments,
+    document,
+    freeze,
+    learned_start,
+    validate,
+)
 from jaxpool._core.op import OPS, PoolOp
 from jaxpool._core.window import as_flag
 
@@ -89,13 +97,28 @@ def _field(argument: str) -> str:
     return f"{argument}_" if hasattr(nn.Module, argument) else argument
 
 
+def _example(op: PoolOp) -> list[Step]:
+    shown = Shown(op)
+    steps = [*shown.inputs, shown.built()]
+    given, variables, sampling, still = shown.given, "{}", "", ""
+    if op.takes_key:
+        steps.append(('rngs = {"dropout": jax.random.key(1)}', ""))
+        sampling, still = ", deterministic=False, rngs=rngs", ", deterministic=True"
+    if op.learned or op.learned_arrays:
+        start = f"pool.init(jax.random.key(0), {given}{still})"
+        steps.append((f"variables = {start}", ""))
+        variables = "variables"
+    steps.append(shown.called(f"pool.apply({variables}, {given}{sampling})"))
+    return [*steps, *shown.parameter('variables["params"]["{}"]')]
+
+
 def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
     fields = arguments(op, *base.extra).parameters.values()
     facts: dict[str, Any] = {
         "_op": op,
         "__annotations__": {_field(f.name): Any for f in fields},
-        "__doc__": document(op),
+        "__doc__": document(op, __name__, _example(op)),
         "__module__": __name__,
         "__qualname__": op.module_name,
     }

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxpool  # noqa: F401 (fills the op table)
-from jaxpool._core.module import arguments, document, freeze, learned_start, validate
+from jaxpool._core.module import (
+    Shown,
+    Step,
+    arguments,
+    document,
+    freeze,
+    learned_start,
+    validate,
+)
 from jaxpool._core.op import OPS, PoolOp
 from jaxpool._core.window import as_flag, fail
 
@@ -128,13 +136,23 @@ def _value(value: Any) -> Any:
     return value[...] if isinstance(value, nnx.Variable) else value
 
 
+def _example(op: PoolOp) -> list[Step]:
+    shown = Shown(op)
+    rngs = ["rngs=nnx.Rngs(0)"] if op.takes_key or op.learned_arrays else []
+    called = shown.called(f"pool({shown.given})")
+    steps = [*shown.inputs, shown.built(*rngs), called, *shown.parameter("pool.{}")]
+    if op.takes_key:
+        steps += [("pool.eval()  # from here on nothing is drawn", ""), called]
+    return steps
+
+
 def _module(op: PoolOp) -> type[PoolModule]:
     base = RandomPoolModule if op.takes_key else PoolModule
     extra = base.extra if op.takes_key or not op.learned_arrays else (("rngs", None),)
     facts = {
         "_op": op,
         "__signature__": arguments(op, *extra),
-        "__doc__": document(op),
+        "__doc__": document(op, __name__, _example(op)),
         "__module__": __name__,
         "__qualname__": op.module_name,
     }

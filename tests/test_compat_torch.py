@@ -79,18 +79,6 @@ def test_torch_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_example_of_the_module():
-    import doctest
-
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    try:
-        result = doctest.testmod(ours)
-    finally:
-        jax.config.update("jax_numpy_rank_promotion", "raise")
-    assert result.attempted > 5
-    assert result.failed == 0
-
-
 # Values, indices and gradients: one call of every form; `test_parity_sweep.py` has the
 # rest.
 

@@ -103,9 +103,12 @@ def lowering(form: str) -> Iterator[None]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> import jaxpool
-      >>> with jaxpool.lowering("reduce_window"):
-      ...     y = jaxpool.max_pool(jnp.ones((4, 4, 1)), (2, 2))
+      >>> import jaxpool as jp
+      >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+      >>> with jp.lowering("reduce_window"):
+      ...     y = jp.max_pool(x, (2, 2), strides=(2, 2))
+      >>> bool((y == jp.max_pool(x, (2, 2), strides=(2, 2))).all())
+      True
     """
     if not is_name(form, FORMS):
         raise fail("lowering", "form", f"must be one of {', '.join(FORMS)}", form)

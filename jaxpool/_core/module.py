@@ -1,6 +1,7 @@
 """What the modules of both Flax APIs share: their arguments, read off the op table."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ from jaxpool._core.arguments import as_array, check_positive
 from jaxpool._core.op import PoolOp
 from jaxpool._core.window import Window, as_flag, as_int, fail
 
-__all__ = ["arguments", "document", "freeze", "learned_start", "validate"]
+__all__ = ["Shown", "arguments", "document", "freeze", "learned_start", "validate"]
+
+Step = tuple[str, str]  # code, and what it prints
 
 
 def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
@@ -27,8 +30,74 @@ def arguments(op: PoolOp, *extra: tuple[str, Any]) -> inspect.Signature:
     return inspect.Signature(own)
 
 
-def document(op: PoolOp) -> str:
-    """A module's docstring."""
+class Shown:
+    """An op in the example of a module: how it is built and called, and on what.
+
+    Attributes:
+      inputs: steps that make what it is called with.
+      given: what it is called with, as in the parentheses of a call.
+    """
+
+    x_shape = (2, 8, 8, 16)
+
+    def __init__(self, op: PoolOp):
+        self.op = op
+        dtype = ", jnp.int8" if op.integer else ""
+        inputs = op.example.inputs or {"x": f"jnp.ones({self.x_shape}{dtype})"}
+        parameters = inspect.signature(op.fn).parameters
+        by_name = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        self.inputs = [(f"{name} = {value}", "") for name, value in inputs.items()]
+        self.given = ", ".join(f"{n}={n}" if n in by_name else n for n in inputs)
+
+    def built(self, *more: str) -> Step:
+        """The step that builds the module, with more arguments."""
+        own = self.op.example.arguments
+        arguments = self._arguments() if own is None else [own]
+        return f"pool = {self.op.module_name}({', '.join([*arguments, *more])})", ""
+
+    def called(self, call: str) -> Step:
+        """The step that shows the shapes of what a call returns."""
+        shape = self.op.example.shape or self._shape()
+        if self.op.outputs == 1:
+            return f"{call}.shape", f"{shape}"
+        shapes = shape if isinstance(shape, list) else [shape] * self.op.outputs
+        return f"[y.shape for y in {call}]", f"{shapes}"
+
+    def parameter(self, held: str) -> list[Step]:
+        """The step that shows what is learned for each channel, if anything is."""
+        if not (self.op.learned and self.op.per_channel):
+            return []
+        return [(held.format(self.op.learned[0]) + ".shape", f"({self.x_shape[-1]},)")]
+
+    def _arguments(self) -> Iterator[str]:
+        op = self.op
+        others = {} if isinstance(op.compare, str) else op.compare
+        sizes = {**op.sizes(self.x_shape), **others}
+        if op.learned and op.per_channel:
+            sizes["features"] = self.x_shape[-1]
+        order = [*arguments(op).parameters]
+        for position, name in enumerate(sorted(sizes, key=order.index)):
+            first = position == 0 and name in ("window_shape", "output_shape")
+            yield repr(sizes[name]) if first else f"{name}={sizes[name]!r}"
+
+    def _shape(self) -> tuple[int, ...]:
+        batch, *_, channels = self.x_shape
+        sizes = self.op.sizes(self.x_shape)
+        halved = {"strides", "output_shape"} & sizes.keys()
+        return (batch, *(n // 2 for n in self.x_shape[1:-1] if halved), channels)
+
+
+# What an example has to import, by what stands in its code.
+_IMPORTS = {
+    "jax.": "import jax",
+    "jnp.": "import jax.numpy as jnp",
+    "jp.": "import jaxpool as jp",
+    "nnx.": "from flax import nnx",
+}
+
+
+def document(op: PoolOp, package: str, steps: list[Step]) -> str:
+    """A module's docstring, with these steps as its example."""
     summary = (op.fn.__doc__ or "").partition("\n")[0]
     text = [summary, "", f"Calls :func:`jaxpool.{op.name}`, whose arguments it takes."]
     if op.learned:
@@ -37,17 +106,23 @@ def document(op: PoolOp) -> str:
             f"Learns `{'`, `'.join(op.learned)}`, from the value given"
             f"{': ' + numbers if op.per_channel else ''}; fixed with `trainable=False`."
         )
+    if op.takes_key:
+        text.append(
+            "Samples as the framework's `Dropout` does: with a key of the stream "
+            "`rng_collection`, unless it is `deterministic`."
+        )
     if op.learned_arrays:
         text.append(
             f"Learns the arrays of `{'`, `'.join(op.slots)}`, in float32; its own "
             "arguments, beyond the function's, say which, and how large they are."
         )
         text += ["", inspect.getdoc(op.learned_arrays) or ""]
-    if op.takes_key:
-        text.append(
-            "Samples as the framework's `Dropout` does: with a key of the stream "
-            "`rng_collection`, unless it is `deterministic`."
-        )
+    code = " ".join(code for code, _ in steps)
+    imports = [line for name, line in _IMPORTS.items() if name in code]
+    imports.append(f"from {package} import {op.module_name}")
+    text += ["", "Example:", *(f"  >>> {line}" for line in imports)]
+    for line, printed in steps:
+        text += [f"  >>> {line}", *([f"  {printed}"] if printed else [])]
     return "\n".join(text)
 
 

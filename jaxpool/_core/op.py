@@ -5,17 +5,32 @@ unchanged, so that signatures, docstrings and static types stay what they are.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-__all__ = ["OPS", "PoolOp", "Weight", "pool_op"]
+__all__ = ["OPS", "Example", "PoolOp", "Weight", "pool_op"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 Kind = Literal["window", "global", "adaptive", "other"]
 # A learned array: its shape, and what draws its first value of (key, shape, dtype).
 Weight = tuple[tuple[int, ...], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is special about an op in the example that documents its modules.
+
+    Attributes:
+      shape: of the result, or of each result; None for that of the op's kind.
+      inputs: what the module is called with: code, by name.
+      arguments: what it is built with: code, where `compare` does not say it.
+    """
+
+    shape: tuple[int, ...] | list[tuple[int, ...]] | None = None
+    inputs: Mapping[str, str] | None = None
+    arguments: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class PoolOp:
       camel: its modules' name, where the rule in `module_name` does not give it.
       compare: what its module in `jaxpool compare` is built with, besides sizes; or,
         as text, why it has no place there.
+      example: what is special about it in its modules' documentation.
     """
 
     name: str
@@ -63,6 +79,7 @@ class PoolOp:
     integer: bool = False
     camel: str = ""
     compare: Mapping[str, Any] | str = field(default_factory=dict)
+    example: Example = field(default_factory=Example)
 
     @property
     def module_name(self) -> str:
@@ -85,6 +102,22 @@ class PoolOp:
     def settings(self) -> dict[str, inspect.Parameter]:
         """All that a module fixes when it is built: `config`, and for its weights."""
         return {**self._sizes, **self.config}
+
+    @property
+    def required(self) -> set[str]:
+        """The arguments without a default that a module is built with."""
+        return {name for name, p in self.settings.items() if p.default is p.empty}
+
+    def sizes(self, shape: Sequence[int]) -> dict[str, Any]:
+        """The sizes that a module is built with, to halve an input [B, H, W, C]."""
+        known = {
+            "window_shape": (2, 2),
+            "strides": (2, 2),
+            "output_shape": tuple(-(-n // 2) for n in shape[1:3]),
+            "features": shape[-1],
+        }
+        wanted = self.required | ({"strides"} & self.settings.keys())
+        return {name: size for name, size in known.items() if name in wanted}
 
     @property
     def learned_arrays(self) -> Callable[..., dict[str, Weight]] | None:

@@ -32,7 +32,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Window, as_flag, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
@@ -76,8 +76,11 @@ def adaptive_avg_pool(
       ValueError, TypeError: for arguments that break these rules, or empty axes.
 
     Example:
+      Seven elements in three bins, of which neighbours share an element:
+
       >>> import jax.numpy as jnp
-      >>> adaptive_avg_pool(jnp.arange(7.0)[:, None], (3,))[:, 0]
+      >>> import jaxpool as jp
+      >>> jp.adaptive_avg_pool(jnp.arange(7.0)[:, None], (3,))[:, 0]
       Array([1., 3., 5.], dtype=float32)
     """
     x = as_array("adaptive_avg_pool", x)
@@ -98,6 +101,16 @@ def adaptive_max_pool(
 
     Returns:
       `[B..., *output_shape, C]` in the dtype of `x`, which must be real.
+
+    Example:
+      One size is given, the other kept:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.arange(8.0).reshape(2, 4, 1)
+      >>> jp.adaptive_max_pool(x, (None, 2))[..., 0]
+      Array([[1., 3.],
+             [5., 7.]], dtype=float32)
     """
     x = as_array("adaptive_max_pool", x, ordered=True)
     return window_extremum(
@@ -124,6 +137,14 @@ def adaptive_max_pool_with_argmax(
     Returns:
       values: `[B..., *output_shape, C]` in the dtype of `x`, which must be real.
       indices: int32 of the same shape, counted as by :func:`max_pool_with_argmax`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 7.0, 2.0, 9.0, 3.0])[:, None]
+      >>> values, indices = jp.adaptive_max_pool_with_argmax(x, (2,))
+      >>> values[:, 0], indices[:, 0]
+      (Array([7., 9.], dtype=float32), Array([1, 3], dtype=int32))
     """
     caller = "adaptive_max_pool_with_argmax"
     x = as_array(caller, x, ordered=True)
@@ -143,6 +164,16 @@ def adaptive_avgmax_pool(
 
     over the bins of this module's formula. Arguments, dtypes and errors as in
     :func:`adaptive_avg_pool`, for real `x`; gradient: half of that of each of the two.
+
+    Returns:
+      `[B..., *output_shape, C]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([0.0, 2.0, 4.0, 8.0])[:, None]  # means 1 and 6, maxima 2 and 8
+      >>> jp.adaptive_avgmax_pool(x, (2,))[:, 0]
+      Array([1.5, 7. ], dtype=float32)
     """
     x = as_array("adaptive_avgmax_pool", x, ordered=True)
     geometry = adaptive_bins("adaptive_avgmax_pool", x, output_shape, axis)
@@ -150,7 +181,7 @@ def adaptive_avgmax_pool(
     return ((mean + highest) / 2).astype(mean_dtype(x.dtype))
 
 
-@pool_op("adaptive", "adaptive", monotone=True)
+@pool_op("adaptive", "adaptive", monotone=True, example=Example((2, 4, 4, 32)))
 def adaptive_catavgmax_pool(
     x: ArrayLike, output_shape: OutputShape, *, axis: Ints | None = None
 ) -> jax.Array:
@@ -165,6 +196,14 @@ def adaptive_catavgmax_pool(
 
     Returns:
       `[B..., *output_shape, 2C]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([0.0, 2.0, 4.0, 8.0])[:, None]
+      >>> jp.adaptive_catavgmax_pool(x, (2,))
+      Array([[1., 2.],
+             [6., 8.]], dtype=float32)
     """
     x = as_array("adaptive_catavgmax_pool", x, ordered=True)
     geometry = adaptive_bins("adaptive_catavgmax_pool", x, output_shape, axis)
@@ -182,7 +221,12 @@ _SELECT = {
 }
 
 
-@pool_op("adaptive", "other", compare="is another method by its argument")
+@pool_op(
+    "adaptive",
+    "other",
+    compare="is another method by its argument",
+    example=Example((2, 32), arguments='pool_type="catavgmax", flatten=True'),
+)
 def select_adaptive_pool(
     x: ArrayLike,
     output_shape: OutputShape = 1,
@@ -217,8 +261,9 @@ def select_adaptive_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.ones((2, 7, 7, 5))
-      >>> select_adaptive_pool(x, pool_type="catavgmax", flatten=True).shape
+      >>> jp.select_adaptive_pool(x, pool_type="catavgmax", flatten=True).shape
       (2, 10)
     """
     caller = "select_adaptive_pool"
@@ -254,11 +299,22 @@ def feature_multiplier(pool_type: PoolType) -> int:
 
     Raises:
       ValueError: for other names.
+
+    Example:
+      How wide the classifier behind 512 channels has to be:
+
+      >>> import jaxpool as jp
+      >>> 512 * jp.feature_multiplier("catavgmax")
+      1024
     """
     return 2 if _known("feature_multiplier", pool_type) == "catavgmax" else 1
 
 
-@pool_op("adaptive", "other")
+@pool_op(
+    "adaptive",
+    "other",
+    example=Example((2, 10), arguments="(6, 6), classifier=lambda x: x[..., :10]"),
+)
 def dense_head_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -290,16 +346,19 @@ def dense_head_pool(
     Raises:
       ValueError, TypeError: as in :func:`avg_pool`, and if the classifier is neither.
 
+    Example:
+      A classifier of 7 x 7 features, on features of 9 x 9:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> kernel, bias = jnp.ones((5, 10)), jnp.zeros(10)
+      >>> x = jnp.ones((2, 9, 9, 5))
+      >>> jp.dense_head_pool(x, (7, 7), classifier=(kernel, bias)).shape
+      (2, 10)
+
     References:
       Karen Simonyan, Andrew Zisserman: Very Deep Convolutional Networks for Large-Scale
       Image Recognition, 2015 (dense evaluation).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> kernel, bias = jnp.ones((5, 10)), jnp.zeros(10)
-      >>> x = jnp.ones((2, 9, 9, 5))
-      >>> dense_head_pool(x, (7, 7), classifier=(kernel, bias)).shape
-      (2, 10)
     """
     caller = "dense_head_pool"
     spec = (window_shape, None, "VALID", 1, False, axis)

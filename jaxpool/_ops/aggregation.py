@@ -47,7 +47,7 @@ from jaxpool._core.numerics import (
     power_of_two_scale,
     safe_power,
 )
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.weights import fan_in_uniform, module_size, scaled_normal, sized
 from jaxpool._core.window import Ints, as_flag, as_int, as_number, fail
 from jaxpool._ops.average import element_count, masked_mean
@@ -71,7 +71,7 @@ _STATISTICS = {
 }
 
 
-@pool_op("aggregation", "other")
+@pool_op("aggregation", "other", example=Example((2, 16 * 17 // 2)))
 def covariance_pool(
     x: ArrayLike,
     *,
@@ -112,10 +112,13 @@ def covariance_pool(
       ValueError, TypeError: as in :func:`global_max_pool`, and for iterations < 1.
 
     Example:
+      The root, times itself, is the covariance of two channels:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
-      >>> y = covariance_pool(x, iterations=20, vectorize=False, axis=-2)
-      >>> jnp.round(y @ y, 4)
+      >>> y = jp.covariance_pool(x, iterations=20, vectorize=False, axis=-2)
+      >>> jnp.round(y @ y, 3)
       Array([[0.5, 0. ],
              [0. , 4.5]], dtype=float32)
 
@@ -165,7 +168,7 @@ def _square_root(y: jax.Array, iterations: int) -> jax.Array:
     return y
 
 
-@pool_op("aggregation", "other")
+@pool_op("aggregation", "other", example=Example((2, 32)))
 def statistics_pool(
     x: ArrayLike,
     *,
@@ -198,7 +201,8 @@ def statistics_pool(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> statistics_pool(jnp.array([[[1.0], [1.0], [5.0], [5.0]]]))
+      >>> import jaxpool as jp
+      >>> jp.statistics_pool(jnp.array([[[1.0], [1.0], [5.0], [5.0]]]))
       Array([[3., 2.]], dtype=float32)
 
     References:
@@ -240,7 +244,7 @@ def _statistics_weights(
     return sized(inits, {"c": c, "m": m}, _STATISTICS)
 
 
-@pool_op("aggregation", "other", weights=_statistics_weights)
+@pool_op("aggregation", "other", weights=_statistics_weights, example=Example((2, 32)))
 def attentive_statistics_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -280,9 +284,10 @@ def attentive_statistics_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[1.0], [1.0], [5.0], [5.0]]])
       >>> params = {"hidden_kernel": jnp.ones((1, 2)), "score_kernel": jnp.ones((2, 1))}
-      >>> jnp.round(attentive_statistics_pool(x, params), 1)  # nearer the larger two
+      >>> jp.attentive_statistics_pool(x, params).round(1)  # nearer the larger two
       Array([[3.5, 1.9]], dtype=float32)
 
     References:
@@ -327,7 +332,13 @@ def _vlad_weights(
     return sized({"centroids": scaled_normal(c), **own}, {"c": c, "k": k}, _VLAD)
 
 
-@pool_op("aggregation", "other", weights=_vlad_weights, camel="VLADPool")
+@pool_op(
+    "aggregation",
+    "other",
+    weights=_vlad_weights,
+    camel="VLADPool",
+    example=Example((2, 128), arguments="features=16, num_clusters=8"),
+)
 def vlad_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -368,10 +379,13 @@ def vlad_pool(
       ValueError, TypeError: as in :func:`attentive_statistics_pool`.
 
     Example:
+      What is left of each token behind the centroid next to it:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[3.0, 4.0], [0.0, 0.0]]])
       >>> centroids = jnp.array([[3.0, 0.0], [0.0, -1.0]])
-      >>> vlad_pool(x, {"centroids": centroids}, alpha=100.0, normalize=False)
+      >>> jp.vlad_pool(x, {"centroids": centroids}, alpha=100.0, normalize=False)
       Array([[0., 4., 0., 1.]], dtype=float32)
 
     References:

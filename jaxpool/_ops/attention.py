@@ -157,11 +157,16 @@ def attention_pool(
         do not fit together or that are unknown, and integers: tokens are features.
 
     Example:
+      A query that one token answers; where that is hidden, the other one does:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> params = {"query": jnp.array([1000.0, 0.0])}
-      >>> attention_pool(x, params, num_heads=1)
+      >>> jp.attention_pool(x, params, num_heads=1)
       Array([1., 0.], dtype=float32)
+      >>> jp.attention_pool(x, params, num_heads=1, where=jnp.array([False, True]))
+      Array([0., 1.], dtype=float32)
 
     References:
       Juho Lee, Yoonho Lee, Jungtaek Kim, Adam Kosiorek, Seungjin Choi, Yee Whye Teh:
@@ -227,9 +232,9 @@ def map_pool(
 
     Args:
       x: `[B..., L, C]`, floating.
-      params: as in :func:`attention_pool`, and `norm_scale`, `norm_bias` `[C]`,
-        `mlp_in_kernel` `[C, M]`, `mlp_in_bias` `[M]`, `mlp_out_kernel` `[M, C]`,
-        `mlp_out_bias` `[C]`.
+      params: as in :func:`attention_pool`, and `mlp_in_kernel` `[C, M]`,
+        `mlp_out_kernel` `[M, C]` and, each where wanted, `mlp_in_bias` `[M]`,
+        `mlp_out_bias`, `norm_scale`, `norm_bias` `[C]`.
       num_heads, axis, where: as in :func:`attention_pool`.
       eps: what the layer norm adds to the variance.
 
@@ -238,6 +243,17 @@ def map_pool(
 
     Raises:
       ValueError, TypeError: as in :func:`attention_pool`.
+
+    Example:
+      What attention finds, to which a perceptron of zeros adds nothing:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> params = {"query": jnp.array([0.0, 1000.0])}
+      >>> params["mlp_in_kernel"] = params["mlp_out_kernel"] = jnp.zeros((2, 2))
+      >>> jp.map_pool(x, params, num_heads=1)
+      Array([0., 1.], dtype=float32)
 
     References:
       Xiaohua Zhai, Basil Mustafa, Alexander Kolesnikov, Lucas Beyer: Sigmoid Loss for
@@ -352,6 +368,14 @@ def latent_attention_pool(
     Raises:
       ValueError, TypeError: as in :func:`attention_pool`.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> params = {"query": jnp.array([[1000.0, 0.0], [0.0, 1000.0]])}
+      >>> jp.latent_attention_pool(x, params, num_heads=1, pool_type="avg")
+      Array([0.5, 0.5], dtype=float32)
+
     References:
       Andrew Jaegle, Felix Gimeno, Andrew Brock, Andrew Zisserman, Oriol Vinyals, Joao
       Carreira: Perceiver: General Perception with Iterative Attention, 2021.
@@ -461,6 +485,15 @@ def clip_attention_pool(
     Raises:
       ValueError, TypeError: as in :func:`attention_pool`.
 
+    Example:
+      Positions of a map of 2 x 2, resampled for one of 4 x 4:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x, params = jnp.ones((1, 4, 4, 2)), {"positions": jnp.zeros((1 + 2 * 2, 2))}
+      >>> jp.clip_attention_pool(x, params, num_heads=1, position_shape=(2, 2))
+      Array([[1., 1.]], dtype=float32)
+
     References:
       Alec Radford, Jong Wook Kim, Chris Hallacy, and others: Learning Transferable
       Visual Models From Natural Language Supervision, 2021.
@@ -557,6 +590,15 @@ def rotary_attention_pool(
     Raises:
       ValueError, TypeError: as in :func:`attention_pool`.
 
+    Example:
+      Without positions to learn there is a result for any size of map:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.full((2, 3, 5, 4), 2.0)
+      >>> jp.rotary_attention_pool(x, {}, num_heads=1).shape
+      (2, 4)
+
     References:
       Jianlin Su, Yu Lu, Shengfeng Pan, Ahmed Murtadha, Bo Wen, Yunfeng Liu: RoFormer:
       Enhanced Transformer with Rotary Position Embedding, 2021.
@@ -644,6 +686,14 @@ def sim_pool(
 
     Raises:
       ValueError, TypeError: as in :func:`attention_pool`, and for gamma <= 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[30.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+      >>> params = {"q_kernel": jnp.eye(2), "k_kernel": jnp.eye(2)}
+      >>> jp.sim_pool(x, params)
+      Array([30.,  0.], dtype=float32)
 
     References:
       Bill Psomas, Ioannis Kakogeorgiou, Konstantinos Karantzalos, Yannis Avrithis: Keep
@@ -736,8 +786,9 @@ def prr_attention_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[100.0, 0.0], [0.0, 100.0]])
-      >>> prr_attention_pool(x, {}, num_heads=1, pool_type="avg")
+      >>> jp.prr_attention_pool(x, {}, num_heads=1, pool_type="avg")
       Array([50., 50.], dtype=float32)
 
     References:

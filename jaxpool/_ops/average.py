@@ -50,6 +50,15 @@ def sum_pool(
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in
       float32), integers widened as by `jnp.sum`. A window without elements gives 0.
+
+    Example:
+      Sums of small integers do not wrap around:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([100, 27, 1, 120], jnp.int8)[:, None]
+      >>> jp.sum_pool(x, (2,), strides=(2,))[:, 0]
+      Array([127, 121], dtype=int32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("sum_pool", x, where, spec)
@@ -93,8 +102,9 @@ def avg_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(1.0, 5.0)[:, None]
-      >>> avg_pool(x, (3,), padding="SAME", count_include_pad=False)[:, 0]
+      >>> jp.avg_pool(x, (3,), padding="SAME", count_include_pad=False)[:, 0]
       Array([1.5, 2. , 3. , 3.5], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -124,8 +134,20 @@ def global_sum_pool(
 
     .. math:: y = \sum_i x_i
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`sum_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`; complex inputs are welcome.
+    Gradient: that of the sum to each element that takes part.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`sum_pool`; 0 where nothing takes part.
+
+    Example:
+      The number of objects in an image, from a map of their density:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> density = jnp.array([[0.5, 1.0], [0.0, 1.5]])[None, :, :, None]
+      >>> jp.global_sum_pool(density)
+      Array([[3.]], dtype=float32)
     """
     x, geometry, where = whole("global_sum_pool", x, where, axis)
     y = masked_sum(x, geometry, where).astype(sum_dtype(x.dtype))
@@ -144,8 +166,21 @@ def global_avg_pool(
 
     .. math:: y = \frac{1}{n} \sum_{i=1}^n x_i
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`; complex inputs are welcome.
+    Gradient: :math:`1 / n` to each element that takes part.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
+
+    Example:
+      The mean of two rows, of which the second is padded:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[1.0, 3.0, 8.0], [2.0, 4.0, 0.0]])[..., None]
+      >>> where = jnp.array([[True, True, True], [True, True, False]])[..., None]
+      >>> jp.global_avg_pool(x, where=where)[:, 0]
+      Array([4., 3.], dtype=float32)
 
     References:
       Min Lin, Qiang Chen, Shuicheng Yan: Network In Network, 2014.

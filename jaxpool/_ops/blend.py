@@ -30,7 +30,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_pad, window_taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.window import Ints, Padding, as_flag, as_int, fail
 from jaxpool._ops.average import highest_and_mean, widened
 
@@ -85,10 +85,11 @@ def mixed_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 4.0])[:, None]
-      >>> mixed_pool(x, (2,), alpha=0.25).item(), mixed_pool(x, (2,), alpha=1.0).item()
-      (2.5, 4.0)
-      >>> mixed_pool(x, (2,), alpha=0.0, squash=True).item()
+      >>> [jp.mixed_pool(x, (2,), alpha=alpha).item() for alpha in (0.0, 0.25, 1.0)]
+      [2.0, 2.5, 4.0]
+      >>> jp.mixed_pool(x, (2,), alpha=0.0, squash=True).item()
       3.0
     """
     caller = "mixed_pool"
@@ -153,10 +154,11 @@ def gated_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 4.0])[:, None]
-      >>> gated_pool(x, (2,), gate=jnp.array([0.0, 0.0])).item()
+      >>> jp.gated_pool(x, (2,), gate=jnp.array([0.0, 0.0])).item()
       3.0
-      >>> gated_pool(x, (2,), gate=jnp.array([0.0, 9.0])).item()
+      >>> jp.gated_pool(x, (2,), gate=jnp.array([0.0, 9.0])).item()
       4.0
     """
     caller = "gated_pool"
@@ -243,9 +245,10 @@ def tree_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 4.0])[:, None]
       >>> leaves = jnp.array([[0.5, 0.5], [0.0, 1.0]])  # the mean, and the last
-      >>> tree_pool(x, (2,), leaves=leaves, gates=jnp.zeros((1, 2))).item()
+      >>> jp.tree_pool(x, (2,), leaves=leaves, gates=jnp.zeros((1, 2))).item()
       3.0
     """
     caller = "tree_pool"
@@ -281,8 +284,18 @@ def global_avgmax_pool(
 
     .. math:: y = \tfrac{1}{2} \Big(\max_i x_i + \frac{1}{n} \sum_{i=1}^n x_i\Big)
 
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`. Gradient: half of that of each
+    of the two.
+
+    Returns:
+      `[B, C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[1.0], [3.0], [8.0]]])  # mean 4, maximum 8
+      >>> jp.global_avgmax_pool(x)
+      Array([[6.]], dtype=float32)
     """
     x, geometry, where = whole("global_avgmax_pool", x, where, axis, ordered=True)
     highest, mean = highest_and_mean(x, geometry, where)
@@ -290,7 +303,7 @@ def global_avgmax_pool(
     return reduced("global_avgmax_pool", y, geometry, keepdims)
 
 
-@pool_op("blend", "global", monotone=True)
+@pool_op("blend", "global", monotone=True, example=Example((2, 32)))
 def global_catavgmax_pool(
     x: ArrayLike,
     *,
@@ -303,11 +316,18 @@ def global_catavgmax_pool(
     .. math:: y = \Big[\frac{1}{n} \sum_{i=1}^n x_i,\ \max_i x_i\Big]
 
     The means come first, then the maxima, along the last axis that is not pooled.
-    Arguments and errors as in :func:`global_max_pool`, dtypes as in :func:`avg_pool`;
-    0 where nothing takes part.
+    Arguments and errors as in :func:`global_max_pool`. Gradient: that of each of the
+    two.
 
     Returns:
-      `[B, 2C]`.
+      `[B, 2C]`, in the dtypes of :func:`avg_pool`; 0 where nothing takes part.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]]])
+      >>> jp.global_catavgmax_pool(x)
+      Array([[ 4., 40.,  8., 80.]], dtype=float32)
     """
     caller = "global_catavgmax_pool"
     x, geometry, where = whole(caller, x, where, axis, ordered=True)

@@ -34,7 +34,7 @@ from jaxpool._core.arguments import as_array, check_whole, laid
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import (
     Ints,
     Padding,
@@ -105,8 +105,10 @@ def blur_pool(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> blur_pool(jnp.array([0.0, 0.0, 8.0, 0.0, 0.0])[:, None], (2,))[:, 0]
-      Array([0., 4., 0.], dtype=float32)
+      >>> import jaxpool as jp
+      >>> x = jnp.array([0.0, 0.0, 8.0, 0.0, 0.0])[:, None]
+      >>> jp.blur_pool(x, (1,))[:, 0], jp.blur_pool(x, (2,))[:, 0]
+      (Array([0., 2., 4., 2., 0.], dtype=float32), Array([0., 4., 0.], dtype=float32))
     """
     x = as_array("blur_pool", x)
     axes, steps = _for_axes("blur_pool", x, "strides", strides, axis)
@@ -142,6 +144,19 @@ def max_blur_pool(
 
     Raises:
       ValueError, TypeError: as in :func:`max_pool` and :func:`blur_pool`.
+
+    Example:
+      A peak moves by one, and the result changes less than that of a maximum alone:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[0, 8, 0, 0, 0, 0, 0.0], [0, 0, 8, 0, 0, 0, 0]])[..., None]
+      >>> jp.max_pool(x, (2,), (2,))[..., 0]
+      Array([[8., 0., 0.],
+             [0., 8., 0.]], dtype=float32)
+      >>> jp.max_blur_pool(x, (2,), (2,))[..., 0]
+      Array([[8., 2., 0.],
+             [4., 6., 0.]], dtype=float32)
     """
     caller = "max_blur_pool"
     spec = (window_shape, None, padding, 1, False, axis)
@@ -152,7 +167,9 @@ def max_blur_pool(
     return _blur(caller, largest, axes, steps, filter_size, convention, mode)
 
 
-@pool_op("blur", "other", compare={"filter_size": (3, 3)})
+@pool_op(
+    "blur", "other", compare={"filter_size": (3, 3)}, example=Example((2, 8, 8, 16))
+)
 def edge_aware_blur_pool(
     x: ArrayLike,
     filter_size: Ints,
@@ -192,6 +209,17 @@ def edge_aware_blur_pool(
 
     Raises:
       ValueError, TypeError: for arguments that break these rules.
+
+    Example:
+      The step stays, which a blur alone would smear:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([4.0, 4.0, 4.0, 4.0, 64.0, 64.0, 64.0, 64.0])[:, None]
+      >>> jp.edge_aware_blur_pool(x, (3,))[2:6, 0]
+      Array([ 4.,  4., 64., 64.], dtype=float32)
+      >>> jp.blur_pool(x, (1,))[2:6, 0]
+      Array([ 4., 19., 49., 64.], dtype=float32)
     """
     caller = "edge_aware_blur_pool"
     x = as_array(caller, x, ordered=True)

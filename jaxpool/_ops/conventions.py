@@ -76,8 +76,9 @@ def convert_indices(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> indices = jnp.array([[3, 0], [2, 1]])[:, :, None]  # [2, 2, 1]
-      >>> convert_indices(indices, (4, 4), target="onnx_column_major")[..., 0]
+      >>> jp.convert_indices(indices, (4, 4), target="onnx_column_major")[..., 0]
       Array([[12,  0],
              [ 8,  4]], dtype=int32)
     """

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import as_array, as_parameter, laid, over, reduced, whole
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, at_least, hide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.weighted import soft_logits, window_lse, window_soft, window_softmax
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import element_count
@@ -81,9 +81,12 @@ def lse_pool(
         known.
 
     Example:
+      No exponential overflows:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([1e4, 1e4, 0.0, 0.0])[:, None]
-      >>> lse_pool(x, (2,), (2,))[:, 0]
+      >>> jp.lse_pool(x, (2,), (2,))[:, 0]
       Array([10000.,     0.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -131,17 +134,29 @@ def soft_pool(
         or differs along pooled axes.
 
     Example:
+      Equal elements give themselves, and of others the larger one weighs more:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([5.0, 5.0, 0.0, 1.0])[:, None]
-      >>> [round(float(y), 4) for y in soft_pool(x, (2,), (2,))[:, 0]]
-      [5.0, 0.7311]
+      >>> [round(y, 2) for y in jp.soft_pool(x, (2,), (2,))[:, 0].tolist()]
+      [5.0, 0.73]
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("soft_pool", x, where, spec, ordered=True)
     return _self_weighted("soft_pool", x, geometry, where, "beta", beta)
 
 
-@pool_op("exponential", "window", inputs=("x", "logits"), linear=True, monotone=True)
+@pool_op(
+    "exponential",
+    "window",
+    inputs=("x", "logits"),
+    linear=True,
+    monotone=True,
+    example=Example(
+        inputs={"x": "jnp.ones((2, 8, 8, 16))", "logits": "jnp.zeros((2, 8, 8, 1))"}
+    ),
+)
 def exp_weighted_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -180,9 +195,12 @@ def exp_weighted_pool(
         do not fit.
 
     Example:
+      The first element counts three times as much as the second:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x, logits = jnp.array([1.0, 5.0]), jnp.array([jnp.log(3.0), 0.0])
-      >>> exp_weighted_pool(x, 2, axis=0, logits=logits)
+      >>> jp.exp_weighted_pool(x, 2, axis=0, logits=logits)
       Array([2.], dtype=float32)
     """
     caller = "exp_weighted_pool"
@@ -231,6 +249,15 @@ def global_lse_pool(
     Raises:
       ValueError, TypeError: as in :func:`global_max_pool`, and for r <= 0, if its value
         is known.
+
+    Example:
+      From the mean to the maximum, as r grows:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[0.0], [1.0]]])
+      >>> [round(jp.global_lse_pool(x, r=r).item(), 2) for r in (0.01, 1.0, 100.0)]
+      [0.5, 0.62, 0.99]
     """
     x, geometry, where = whole("global_lse_pool", x, where, axis, ordered=True)
     y = _log_mean_exp("global_lse_pool", x, geometry, where, r)
@@ -272,9 +299,10 @@ def auto_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[0.0], [1.0]]])
-      >>> [round(float(auto_pool(x, alpha=a)[0, 0]), 4) for a in (0.0, 1.0, 100.0)]
-      [0.5, 0.7311, 1.0]
+      >>> [round(jp.auto_pool(x, alpha=a).item(), 2) for a in (0.0, 1.0, 100.0)]
+      [0.5, 0.73, 1.0]
     """
     x, geometry, where = whole("auto_pool", x, where, axis, ordered=True)
     y = _self_weighted("auto_pool", x, geometry, where, "alpha", alpha)

@@ -27,7 +27,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.indices import last_claims, put
 from jaxpool._core.numerics import split_alike
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Padding, fail
 
 __all__ = [
@@ -86,8 +86,9 @@ def max_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(16.0).reshape(4, 4, 1)
-      >>> max_pool(x, (2, 2), strides=(2, 2))[..., 0]
+      >>> jp.max_pool(x, (2, 2), strides=(2, 2))[..., 0]
       Array([[ 5.,  7.],
              [13., 15.]], dtype=float32)
     """
@@ -114,6 +115,15 @@ def min_pool(
 
     Arguments, layout, errors and gradient as in :func:`max_pool`. A window without
     elements gives the highest value of the dtype.
+
+    Example:
+      Padding is never the smallest: no 0 comes in at the borders.
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([5.0, 3.0, 4.0, 6.0, 7.0])[:, None]
+      >>> jp.min_pool(x, (3,), strides=(2,), padding="SAME")[:, 0]
+      Array([3., 3., 6.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("min_pool", x, where, spec, ordered=True)
@@ -145,11 +155,14 @@ def max_pool_with_argmax(
         as PyTorch counts; -1 for a window without elements. No gradient.
 
     Example:
+      Of two equal maxima the first is the maximum; places count over the whole input.
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([1.0, 4.0, 4.0, 2.0])[:, None]
-      >>> values, indices = max_pool_with_argmax(x, (2,), strides=(2,))
-      >>> indices[:, 0]
-      Array([1, 2], dtype=int32)
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 2.0, 7.0, 7.0, 4.0, 3.0])[:, None]
+      >>> values, indices = jp.max_pool_with_argmax(x, (3,), strides=(3,))
+      >>> values[:, 0], indices[:, 0]
+      (Array([7., 7.], dtype=float32), Array([2, 3], dtype=int32))
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("max_pool_with_argmax", x, where, spec, ordered=True)
@@ -157,7 +170,19 @@ def max_pool_with_argmax(
     return window_choice(x, geometry, True, where)
 
 
-@pool_op("extremum", "other", inputs=("values", "indices"))
+@pool_op(
+    "extremum",
+    "other",
+    inputs=("values", "indices"),
+    example=Example(
+        (2, 8, 8, 16),
+        {
+            "values, indices": "jp.max_pool_with_argmax("
+            "jnp.ones((2, 8, 8, 16)), (2, 2), (2, 2))"
+        },
+        "(8, 8)",
+    ),
+)
 def max_unpool(
     values: ArrayLike,
     indices: ArrayLike,
@@ -184,6 +209,14 @@ def max_unpool(
 
     Raises:
       ValueError, TypeError: if shapes, dtypes or sizes do not fit together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 4.0, 3.0, 2.0])[:, None]
+      >>> values, indices = jp.max_pool_with_argmax(x, (2,), strides=(2,))
+      >>> jp.max_unpool(values, indices, (4,))[:, 0]
+      Array([0., 4., 3., 0.], dtype=float32)
     """
     caller = "max_unpool"
     values = as_array(caller, values, "values")
@@ -232,6 +265,16 @@ def global_max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that break these rules, or empty axes.
+
+    Example:
+      The gradient goes to one of the two maxima:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[2.0], [5.0], [5.0]]])
+      >>> jax.grad(lambda x: jp.global_max_pool(x).sum())(x)[0, :, 0]
+      Array([0., 1., 0.], dtype=float32)
     """
     x, geometry, where = whole("global_max_pool", x, where, axis, ordered=True)
     y = window_extremum(x, geometry, True, where)
@@ -252,6 +295,15 @@ def global_min_pool(
 
     Arguments, errors and gradient as in :func:`global_max_pool`; the highest value
     where nothing takes part.
+
+    Example:
+      Channels first:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[4.0, 2.0], [3.0, 7.0]], [[9.0, 8.0], [6.0, 5.0]]])
+      >>> jp.global_min_pool(x, axis=(-2, -1))
+      Array([2., 5.], dtype=float32)
     """
     x, geometry, where = whole("global_min_pool", x, where, axis, ordered=True)
     y = window_extremum(x, geometry, False, where)

@@ -38,7 +38,7 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import as_array, as_key, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.taps import flat_positions
 from jaxpool._core.window import (
     Ints,
@@ -74,6 +74,7 @@ Samples = ArrayLike | Sequence[float]
     takes_key=True,
     monotone=True,
     compare={"ratio": (1.5, 1.5)},
+    example=Example((2, 5, 5, 16)),
 )
 def fractional_max_pool(
     x: ArrayLike,
@@ -138,12 +139,18 @@ def fractional_max_pool(
     Pooled axes must have a known size; only the others may be symbolic in an export.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      Regions of two elements and of one:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(7.0)[:, None]
-      >>> fractional_max_pool(x, (5,), samples=(0.5,))[:, 0]
+      >>> jp.fractional_max_pool(x, (5,), deterministic=True)[:, 0]
       Array([1., 2., 3., 5., 6.], dtype=float32)
-      >>> fractional_max_pool(x, ratio=(1.4,), key=jax.random.key(0)).shape
-      (5, 1)
+      >>> key = jax.random.key(0)  # the same key draws the same regions
+      >>> y = jp.fractional_max_pool(x, ratio=(1.4,), key=key)
+      >>> y.shape, bool((y == jp.fractional_max_pool(x, ratio=(1.4,), key=key)).all())
+      ((5, 1), True)
     """
     x = as_array("fractional_max_pool", x, ordered=True)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
@@ -159,6 +166,7 @@ def fractional_max_pool(
     takes_key=True,
     outputs=2,
     compare="is another method with indices",
+    example=Example((2, 5, 5, 16), arguments="ratio=(1.5, 1.5)"),
 )
 def fractional_max_pool_with_argmax(
     x: ArrayLike,
@@ -183,6 +191,14 @@ def fractional_max_pool_with_argmax(
     Returns:
       values: `[B..., O..., C]` in the dtype of `x`, which must be real.
       indices: int32 of the same shape, counted as by :func:`max_pool_with_argmax`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([4.0, 1.0, 5.0, 9.0, 2.0])[:, None]
+      >>> y, indices = jp.fractional_max_pool_with_argmax(x, (3,), deterministic=True)
+      >>> y[:, 0], indices[:, 0]
+      (Array([4., 9., 2.], dtype=float32), Array([0, 3, 4], dtype=int32))
     """
     x = as_array("fractional_max_pool_with_argmax", x, ordered=True)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
@@ -199,6 +215,7 @@ def fractional_max_pool_with_argmax(
     linear=True,
     monotone=True,
     compare={"ratio": (1.5, 1.5)},
+    example=Example((2, 5, 5, 16)),
 )
 def fractional_avg_pool(
     x: ArrayLike,
@@ -225,6 +242,13 @@ def fractional_avg_pool(
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x` (half precision adds up in
       float32), integers as floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([0.0, 2.0, 5.0, 7.0, 4.0])[:, None]
+      >>> jp.fractional_avg_pool(x, (3,), deterministic=True)[:, 0]
+      Array([1., 6., 4.], dtype=float32)
     """
     x = as_array("fractional_avg_pool", x)
     spec = (output_shape, ratio, window_shape, overlapping, axis)
@@ -266,7 +290,10 @@ def fractional_boundaries(
       of the input that are not pooled, or 1 where these share.
 
     Example:
-      >>> ((start, end),) = fractional_boundaries((10, 1), (7,), samples=(0.5,))
+      Ten elements in seven regions, of one or two elements:
+
+      >>> import jaxpool as jp
+      >>> ((start, end),) = jp.fractional_boundaries((10, 1), (7,), deterministic=True)
       >>> start
       Array([0, 2, 3, 5, 6, 7, 9], dtype=int32)
       >>> end

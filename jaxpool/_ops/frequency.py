@@ -45,7 +45,7 @@ from jaxpool._core.arguments import as_array, check_whole, output_axes, whole
 from jaxpool._core.engine import window_sum, window_taps
 from jaxpool._core.geometry import Geometry, static_size
 from jaxpool._core.numerics import accumulation_dtype, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Window, as_number, fail, is_name, resolve_axes
 
 __all__ = ["diffstride_pool", "flc_pool", "haar_pool", "haar_unpool", "spectral_pool"]
@@ -79,9 +79,12 @@ def spectral_pool(
       ValueError, TypeError: for arguments that break these rules, or empty axes.
 
     Example:
+      The mean stays, and the fastest wave goes:
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0  # the mean, and the fastest wave
-      >>> spectral_pool(x[:, None], (2,))[:, 0]
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0
+      >>> jp.spectral_pool(x[:, None], (2,))[:, 0]
       Array([3., 3.], dtype=float32)
     """
     caller = "spectral_pool"
@@ -91,7 +94,9 @@ def spectral_pool(
     return _resample(x, {a: (out, None) for a, out in zip(axes, sizes, strict=True)})
 
 
-@pool_op("frequency", "other", linear=True, camel="FLCPool")
+@pool_op(
+    "frequency", "other", linear=True, camel="FLCPool", example=Example((2, 4, 4, 16))
+)
 def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     r"""The lower half of the frequencies (frequency low cut), for half the size.
 
@@ -113,9 +118,12 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
       ValueError, TypeError: as in :func:`spectral_pool`.
 
     Example:
+      The mean stays, and the fastest wave goes:
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0  # the mean, and the fastest wave
-      >>> flc_pool(x[None, :, None])[0, :, 0]
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, -1.0, 1.0, -1.0]) + 3.0
+      >>> jp.flc_pool(x[None, :, None])[0, :, 0]
       Array([3., 3.], dtype=float32)
     """
     x, geometry, _ = whole("flc_pool", x, None, axis)
@@ -132,6 +140,7 @@ def flc_pool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     learned=("strides",),
     per_channel=False,
     camel="DiffStridePool",
+    example=Example((2, 8, 8, 16)),
 )
 def diffstride_pool(
     x: ArrayLike,
@@ -175,9 +184,12 @@ def diffstride_pool(
       ValueError, TypeError: for arguments that break these rules, or empty axes.
 
     Example:
+      A stride of 8 leaves the mean of the fastest wave:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([4.0, 0.0, 4.0, 0.0, 4.0, 0.0, 4.0, 0.0])[:, None]
-      >>> diffstride_pool(x, (8.0,), smoothness=1.0)[:2, 0]
+      >>> jp.diffstride_pool(x, (8.0,), smoothness=1.0)[:2, 0]
       Array([2., 2.], dtype=float32)
     """
     caller = "diffstride_pool"
@@ -293,7 +305,7 @@ def _along(x: jax.Array, matrix: ArrayLike, axis: int) -> jax.Array:
     return jnp.matmul(stacked, z, precision=high).reshape(*lead, out, *rest)
 
 
-@pool_op("frequency", "other", linear=True)
+@pool_op("frequency", "other", linear=True, example=Example((2, 4, 4, 16)))
 def haar_pool(
     x: ArrayLike, *, bands: Literal["low", "all"] = "low", axis: Ints | None = None
 ) -> jax.Array:
@@ -324,8 +336,9 @@ def haar_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])[..., None]
-      >>> haar_pool(x, bands="all", axis=(0, 1))[0, 0]
+      >>> jp.haar_pool(x, bands="all", axis=(0, 1))[0, 0]
       Array([ 8., -2., -4.,  0.], dtype=float32)
     """
     caller = "haar_pool"
@@ -346,7 +359,13 @@ def haar_pool(
     return jnp.concatenate([part.astype(dtype) for part in parts], channel)
 
 
-@pool_op("frequency", "other", linear=True, compare="undoes another method")
+@pool_op(
+    "frequency",
+    "other",
+    linear=True,
+    compare="undoes another method",
+    example=Example((2, 16, 16, 4)),
+)
 def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
     r"""The inverse of :func:`haar_pool` with all bands.
 
@@ -368,8 +387,9 @@ def haar_unpool(x: ArrayLike, *, axis: Ints | None = None) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> bands = jnp.array([8.0, -2.0, -4.0, 0.0])[None, None]
-      >>> haar_unpool(bands, axis=(0, 1))[..., 0]
+      >>> jp.haar_unpool(bands, axis=(0, 1))[..., 0]
       Array([[1., 3.],
              [5., 7.]], dtype=float32)
     """

@@ -105,9 +105,12 @@ def local_importance_pool(
         not known or whose shapes do not fit.
 
     Example:
+      With a kernel of 0 it is the mean:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x, params = jnp.arange(4.0)[:, None], {"kernel": jnp.zeros((3, 1, 1))}
-      >>> local_importance_pool(x, params, (2,), (2,))[:, 0]
+      >>> jp.local_importance_pool(x, params, (2,), (2,))[:, 0]
       Array([0.5, 2.5], dtype=float32)
     """
     caller = "local_importance_pool"
@@ -225,11 +228,14 @@ def detail_preserving_pool(
       ValueError, TypeError: as in :func:`max_pool`, and for eps <= 0.
 
     Example:
+      The one element that stands out, where the mean would be 1:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 0.0, 0.0, 4.0])[:, None]
-      >>> y = detail_preserving_pool(x, (4,), lam=3.0, alpha=-3.0, symmetric=False)
-      >>> round(float(y[0, 0]), 3)
-      4.0
+      >>> y = jp.detail_preserving_pool(x, (4,), lam=3.0, alpha=-3.0, symmetric=False)
+      >>> y[:, 0].round(2)
+      Array([4.], dtype=float32)
     """
     caller = "detail_preserving_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

@@ -14,7 +14,7 @@ from jaxpool._core.arguments import as_array, laid, over
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Padding, fail, is_name
 from jaxpool._ops.average import masked_mean
 
@@ -28,7 +28,16 @@ __all__ = [
 _UNMASKED = "is another method without a mask"
 
 
-@pool_op("masked", "window", outputs=2, compare=_UNMASKED)
+@pool_op(
+    "masked",
+    "window",
+    outputs=2,
+    compare=_UNMASKED,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "where": "jnp.ones((2, 8, 8, 1), bool)"},
+    ),
+)
 def masked_max_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -69,9 +78,10 @@ def masked_max_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = -jnp.arange(1.0, 7.0)[:, None]
       >>> where = jnp.array([True, True, False, True, False, False])[:, None]
-      >>> y, mask = masked_max_pool(x, (2,), strides=(2,), where=where)
+      >>> y, mask = jp.masked_max_pool(x, (2,), strides=(2,), where=where)
       >>> y[:, 0], mask[:, 0]
       (Array([-1., -4.,  0.], dtype=float32), Array([ True,  True, False], dtype=bool))
     """
@@ -82,7 +92,17 @@ def masked_max_pool(
     return _masked(caller, y, x, geometry, where, rule)
 
 
-@pool_op("masked", "window", outputs=2, linear=True, compare=_UNMASKED)
+@pool_op(
+    "masked",
+    "window",
+    outputs=2,
+    linear=True,
+    compare=_UNMASKED,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "where": "jnp.ones((2, 8, 8, 1), bool)"},
+    ),
+)
 def masked_avg_pool(
     x: ArrayLike,
     window_shape: Ints | None,
@@ -101,7 +121,21 @@ def masked_avg_pool(
         \text{ where } M_o, \text{ else } 0
 
     with the mask :math:`M` of :func:`masked_max_pool`, whose arguments, mask and errors
-    it shares. Padding is not counted. Dtypes as in :func:`avg_pool`.
+    it shares. Padding is not counted. Gradient: that of the formula, and none where the
+    mask is False.
+
+    Returns:
+      values: `[B..., O..., C]` in the dtypes of :func:`avg_pool`; 0 where the mask is
+        False.
+      mask: as from :func:`masked_max_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 3.0, 5.0, 99.0, 99.0, 99.0])[:, None]
+      >>> y, mask = jp.masked_avg_pool(x, (2,), strides=(2,), where=x < 99)
+      >>> y[:, 0], mask[:, 0]
+      (Array([2., 5., 0.], dtype=float32), Array([ True,  True, False], dtype=bool))
     """
     caller = "masked_avg_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -110,7 +144,17 @@ def masked_avg_pool(
     return _masked(caller, y, x, geometry, where, rule)
 
 
-@pool_op("masked", "other", inputs=("x", "weights"), outputs=2, linear=True)
+@pool_op(
+    "masked",
+    "other",
+    inputs=("x", "weights"),
+    outputs=2,
+    linear=True,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "weights": "jnp.ones((2, 8, 8, 1))"},
+    ),
+)
 def weighted_avg_pool(
     x: ArrayLike,
     weights: ArrayLike,
@@ -152,9 +196,9 @@ def weighted_avg_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x, weights = jnp.array([1.0, 5.0, 7.0, 9.0]), jnp.array([3.0, 1.0, 0.0, 0.0])
-      >>> y, pooled = weighted_avg_pool(x, weights, 2, strides=2, axis=0)
-      >>> y, pooled
+      >>> jp.weighted_avg_pool(x, weights, 2, strides=2, axis=0)
       (Array([2., 0.], dtype=float32), Array([2., 0.], dtype=float32))
     """
     caller = "weighted_avg_pool"
@@ -173,7 +217,17 @@ def weighted_avg_pool(
     return y.astype(dtype), pooled.astype(weight_dtype)
 
 
-@pool_op("masked", "other", inputs=("x", "weights"), outputs=2, monotone=True)
+@pool_op(
+    "masked",
+    "other",
+    inputs=("x", "weights"),
+    outputs=2,
+    monotone=True,
+    example=Example(
+        [(2, 4, 4, 16), (2, 4, 4, 1)],
+        {"x": "jnp.ones((2, 8, 8, 16))", "weights": "jnp.ones((2, 8, 8, 1))"},
+    ),
+)
 def weighted_max_pool(
     x: ArrayLike,
     weights: ArrayLike,
@@ -194,6 +248,13 @@ def weighted_max_pool(
     Elements of weight 0 take no part; a window without any other gives 0 for both.
     Gradient: to the first maximal :math:`w_i x_i`, and to its weight. Arguments, shapes
     and errors as in :func:`weighted_avg_pool`; `x` must be real.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x, weights = jnp.array([1.0, 5.0, 7.0, 9.0]), jnp.array([3.0, 1.0, 0.0, 0.0])
+      >>> jp.weighted_max_pool(x, weights, 2, strides=2, axis=0)
+      (Array([5., 0.], dtype=float32), Array([3., 0.], dtype=float32))
     """
     caller = "weighted_max_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

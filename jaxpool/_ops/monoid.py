@@ -10,14 +10,18 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import as_array, laid
 from jaxpool._core.engine import identity, window_extremum, window_fold
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, Padding, fail
 from jaxpool._ops.average import masked_sum
 
 __all__ = ["pool"]
 
 
-@pool_op("monoid", "window")
+@pool_op(
+    "monoid",
+    "window",
+    example=Example(arguments="1.0, jnp.multiply, (2, 2), strides=(2, 2)"),
+)
 def pool(
     x: ArrayLike,
     init: ArrayLike,
@@ -53,10 +57,13 @@ def pool(
       ValueError, TypeError: as in :func:`max_pool`, and if `init` is not a scalar.
 
     Example:
+      Products, with their derivatives:
+
       >>> import jax
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(1.0, 5.0)[:, None]
-      >>> pool(x, 1.0, jax.lax.mul, (2,), (2,), "VALID")[:, 0]
+      >>> jp.pool(x, 1.0, jax.lax.mul, (2,), (2,), "VALID")[:, 0]
       Array([ 2., 12.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

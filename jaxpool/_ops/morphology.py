@@ -91,9 +91,12 @@ def dilate_pool(
         elements of other shapes.
 
     Example:
+      The middle of a window is at a disadvantage of 4:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([1.0, 5.0, 2.0, 0.0])[:, None]
-      >>> dilate_pool(x, (3,), element=jnp.array([0.0, -4.0, 0.0]))[:, 0]
+      >>> jp.dilate_pool(x, (3,), element=jnp.array([0.0, -4.0, 0.0]))[:, 0]
       Array([2., 5.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -122,6 +125,16 @@ def erode_pool(
     gives inf. It reads e as morphology and kornia's `erosion` do (the latter with
     `padding="SAME_LOWER"`). Dilation by e and erosion by the reflected e, with strides
     of 1, make an opening or a closing.
+
+    Example:
+      An opening, which takes away what is narrower than the window:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([0.0, 0.0, 9.0, 0.0, 4.0, 4.0, 4.0, 0.0])[:, None]
+      >>> y = jp.erode_pool(x, (3,), padding="SAME", element=jnp.zeros(3))
+      >>> jp.dilate_pool(y, (3,), padding="SAME", element=jnp.zeros(3))[:, 0]
+      Array([0., 0., 0., 0., 4., 4., 4., 0.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     return _dilate("erode_pool", x, spec, element, where, -1)

@@ -44,7 +44,7 @@ from jaxpool._core.numerics import (
     power_of_two_scale,
     split_alike,
 )
-from jaxpool._core.op import Weight, pool_op
+from jaxpool._core.op import Example, Weight, pool_op
 from jaxpool._core.weights import module_size, scaled_normal
 from jaxpool._core.window import (
     Ints,
@@ -62,7 +62,13 @@ __all__ = ["learned_polyphase_pool", "polyphase_pool"]
 _NORMS = (1, 2, math.inf)
 
 
-@pool_op("polyphase", "other", inputs=("x", "index"), outputs=2)
+@pool_op(
+    "polyphase",
+    "other",
+    inputs=("x", "index"),
+    outputs=2,
+    example=Example([(2, 4, 4, 16), (2,)]),
+)
 def polyphase_pool(
     x: ArrayLike,
     strides: Ints,
@@ -102,11 +108,17 @@ def polyphase_pool(
       ValueError, TypeError: for arguments that break these rules.
 
     Example:
+      The input moves by one, and what is chosen moves with it:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([1.0, 5.0, 2.0, 6.0])[:, None]
-      >>> y, index = polyphase_pool(x, (2,))
+      >>> y, index = jp.polyphase_pool(x, (2,))
       >>> y[:, 0], int(index)
       (Array([5., 6.], dtype=float32), 1)
+      >>> y, index = jp.polyphase_pool(jnp.roll(x, 1), (2,))
+      >>> y[:, 0], int(index)
+      (Array([6., 5.], dtype=float32), 0)
     """
     caller = "polyphase_pool"
     rule = "must be one of 1, 2 and infinity"
@@ -166,7 +178,14 @@ def _learned_weights(
     }
 
 
-@pool_op("polyphase", "other", takes_key=True, weights=_learned_weights, outputs=2)
+@pool_op(
+    "polyphase",
+    "other",
+    takes_key=True,
+    weights=_learned_weights,
+    outputs=2,
+    example=Example([(2, 4, 4, 16), (2, 4)]),
+)
 def learned_polyphase_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
@@ -215,10 +234,11 @@ def learned_polyphase_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([1.0, 5.0, 2.0, 6.0])[:, None]
       >>> ones = {"conv_kernel": jnp.ones((3, 1, 1)), "out_kernel": jnp.ones(1)}
       >>> params = {**ones, "conv_bias": jnp.zeros(1)}
-      >>> y, weights = learned_polyphase_pool(x, params, (2,), deterministic=True)
+      >>> y, weights = jp.learned_polyphase_pool(x, params, (2,), deterministic=True)
       >>> y[:, 0], weights
       (Array([5., 6.], dtype=float32), Array([0., 1.], dtype=float32))
     """

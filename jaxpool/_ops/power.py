@@ -93,6 +93,14 @@ def lp_pool(
 
     Raises:
       ValueError, TypeError: as in :func:`max_pool`, and for p <= 0.
+
+    Example:
+      >>> import math
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([3.0, -4.0])[:, None]
+      >>> [jp.lp_pool(x, (2,), p=p).item() for p in (1, 2, math.inf)]
+      [7.0, 5.0, 4.0]
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("lp_pool", x, where, spec, ordered=True)
@@ -115,6 +123,19 @@ def global_lp_pool(
 
     Formula, gradient, `p` and `normalize` as in :func:`lp_pool`; the other arguments
     and errors as in :func:`global_max_pool`.
+
+    Returns:
+      `[B, C]`; floats in the dtype of `x`, integers as floats; 0 where nothing takes
+      part.
+
+    Example:
+      With `normalize` and p = 2, the root of the mean square:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[1.0], [-7.0], [5.0], [5.0]]])
+      >>> jp.global_lp_pool(x).item(), jp.global_lp_pool(x, normalize=True).item()
+      (10.0, 5.0)
     """
     x, geometry, where = whole("global_lp_pool", x, where, axis, ordered=True)
     y = _norm("global_lp_pool", x, geometry, where, p, normalize)
@@ -147,6 +168,15 @@ def gem_pool(
     Returns:
       `[B..., O..., C]`; floats in the dtype of `x`, integers as floats. A window
       without elements gives 0.
+
+    Example:
+      From the mean towards the maximum, as p grows:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([2.0, 6.0])[:, None]
+      >>> [round(jp.gem_pool(x, (2,), p=p).item(), 2) for p in (1.0, 3.0, 100.0)]
+      [4.0, 4.82, 5.96]
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
     x, geometry, where = laid("gem_pool", x, where, spec, ordered=True)
@@ -185,6 +215,16 @@ def global_gem_pool(
     Raises:
       ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0, if
         their values are known.
+
+    Example:
+      An order for each channel:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[2.0, 2.0], [6.0, 6.0]]])
+      >>> y = jp.global_gem_pool(x, p=jnp.array([1.0, 3.0]))
+      >>> [round(value, 2) for value in y[0].tolist()]
+      [4.0, 4.82]
     """
     x, geometry, where = whole("global_gem_pool", x, where, axis, ordered=True)
     y = _generalized_mean("global_gem_pool", x, geometry, where, p, eps)
@@ -232,9 +272,12 @@ def learned_norm_pool(
       ValueError, TypeError: as in :func:`max_pool`.
 
     Example:
+      How far the elements are from 2:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([4.0, 0.0, 3.0, 1.0])[:, None]
-      >>> learned_norm_pool(x, (2,), (2,), center=2.0)[:, 0]
+      >>> jp.learned_norm_pool(x, (2,), (2,), center=2.0)[:, 0]
       Array([2., 1.], dtype=float32)
     """
     caller = "learned_norm_pool"

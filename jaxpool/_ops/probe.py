@@ -135,10 +135,13 @@ def set_attention_pool(
         do not fit together or that are unknown, and integers: tokens are features.
 
     Example:
+      The token that answers the query, and the query:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
       >>> params = {"query": jnp.array([1000.0, 0.0])}
-      >>> set_attention_pool(x, params, num_heads=1)
+      >>> jp.set_attention_pool(x, params, num_heads=1)
       Array([[1001.,    0.]], dtype=float32)
 
     References:
@@ -226,10 +229,14 @@ def efficient_probe_pool(
       ValueError, TypeError: as in :func:`set_attention_pool`.
 
     Example:
+      Each query fills channels of its own from the token that answers it:
+
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[[100.0, 0.0], [0.0, 100.0]]])
-      >>> efficient_probe_pool(x, {"query": jnp.array([[1.0, 0.0], [0.0, 1.0]])})
-      Array([[100., 100.]], dtype=float32)
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[100.0, 0.0], [0.0, 200.0]]])
+      >>> query = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> jp.efficient_probe_pool(x, {"query": query})
+      Array([[100., 200.]], dtype=float32)
 
     References:
       Bill Psomas, Dionysis Christopoulos, Eirini Baltzi, and others: Attention, Please!

@@ -33,7 +33,7 @@ from jaxpool._core.arguments import (
 from jaxpool._core.engine import window_extremum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import Ints, as_entries, as_int, fail, is_name, is_sequence
 from jaxpool._ops.average import masked_mean
 
@@ -42,7 +42,12 @@ __all__ = ["pyramid_pool", "spatial_pyramid_pool", "sppf", "strip_pool"]
 Levels = int | Sequence[int | Sequence[int]]
 
 
-@pool_op("pyramid", "other", compare={"bins": (1, 2, 4)})
+@pool_op(
+    "pyramid",
+    "other",
+    compare={"bins": (1, 2, 4)},
+    example=Example((2, (1 + 4 + 16) * 16)),
+)
 def spatial_pyramid_pool(
     x: ArrayLike,
     bins: Levels,
@@ -76,9 +81,12 @@ def spatial_pyramid_pool(
       ValueError, TypeError: as in :func:`adaptive_max_pool`, and for another `op`.
 
     Example:
+      The maximum of everything, then those of two halves:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(4.0)[None, :, None]
-      >>> spatial_pyramid_pool(x, (1, 2))
+      >>> jp.spatial_pyramid_pool(x, (1, 2))
       Array([[3., 1., 3.]], dtype=float32)
     """
     caller = "spatial_pyramid_pool"
@@ -105,6 +113,7 @@ def spatial_pyramid_pool(
     monotone=True,
     camel="SPPF",
     compare={"window_shape": (5, 5)},
+    example=Example((2, 8, 8, 4 * 16)),
 )
 def sppf(
     x: ArrayLike,
@@ -137,8 +146,11 @@ def sppf(
       ValueError, TypeError: as in :func:`max_pool`, for even windows, and no depth.
 
     Example:
+      The input, and the maxima of 3 and of 5:
+
       >>> import jax.numpy as jnp
-      >>> sppf(jnp.arange(5.0)[:, None], (3,), depth=2).T
+      >>> import jaxpool as jp
+      >>> jp.sppf(jnp.arange(5.0)[:, None], (3,), depth=2).T
       Array([[0., 1., 2., 3., 4.],
              [1., 2., 3., 4., 4.],
              [2., 3., 4., 4., 4.]], dtype=float32)
@@ -154,7 +166,9 @@ def sppf(
     return _beside(stages, 1 + depth, channel_axis(x.ndim, geometry.pooled))
 
 
-@pool_op("pyramid", "other", linear=True, monotone=True)
+@pool_op(
+    "pyramid", "other", linear=True, monotone=True, example=Example((2, 8, 8, 5 * 16))
+)
 def pyramid_pool(
     x: ArrayLike, bins: Levels = (1, 2, 3, 6), *, axis: Ints | None = None
 ) -> jax.Array:
@@ -185,9 +199,12 @@ def pyramid_pool(
       ValueError, TypeError: as in :func:`adaptive_avg_pool`.
 
     Example:
+      The mean of everything, and those of two halves, interpolated:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 2.0, 4.0, 6.0])[None, :, None]
-      >>> pyramid_pool(x, (1, 2))[0, :, 1:].T.round(1)
+      >>> jp.pyramid_pool(x, (1, 2))[0, :, 1:].T.round(1)
       Array([[3. , 3. , 3. , 3. ],
              [1. , 2.3, 3.7, 5. ]], dtype=float32)
     """
@@ -205,7 +222,7 @@ def pyramid_pool(
     return _beside(parts(), 1 + len(levels), channel_axis(x.ndim, levels[0].pooled))
 
 
-@pool_op("pyramid", "other", linear=True, monotone=True)
+@pool_op("pyramid", "other", linear=True, monotone=True, example=Example((2, 8, 8, 16)))
 def strip_pool(
     x: ArrayLike,
     *,
@@ -234,9 +251,12 @@ def strip_pool(
       ValueError, TypeError: as in :func:`global_avg_pool`.
 
     Example:
+      At the top left, the row's mean 2 and the column's mean 3:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])
-      >>> strip_pool(x, axis=(0, 1))
+      >>> jp.strip_pool(x, axis=(0, 1))
       Array([[ 5.,  7.],
              [ 9., 11.]], dtype=float32)
     """

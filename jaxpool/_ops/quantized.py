@@ -83,7 +83,8 @@ class QuantParams:
       ValueError, TypeError: for arguments that break these rules.
 
     Example:
-      >>> QuantParams(0.5, zero_point=3)
+      >>> import jaxpool as jp
+      >>> jp.QuantParams(0.5, zero_point=3)
       QuantParams(scale=0.5, zero_point=3, dtype='int8')
     """
 
@@ -140,7 +141,9 @@ def quantize(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> quantize(jnp.array([-9.0, 0.0, 0.3, 900.0]), QuantParams(0.1, -5))
+      >>> import jaxpool as jp
+      >>> params = jp.QuantParams(0.1, zero_point=-5)
+      >>> jp.quantize(jnp.array([-9.0, 0.0, 0.3, 900.0]), params)
       Array([-95,  -5,  -2, 127], dtype=int8)
     """
     x = as_array("quantize", x, ordered=True).astype(jnp.float32)
@@ -167,7 +170,9 @@ def dequantize(q: ArrayLike, params: QuantParams) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> dequantize(jnp.array([-5, -4, 127], jnp.int8), QuantParams(0.5, -5))
+      >>> import jaxpool as jp
+      >>> params = jp.QuantParams(0.5, zero_point=-5)
+      >>> jp.dequantize(jnp.array([-5, -4, 127], jnp.int8), params)
       Array([ 0. ,  0.5, 66. ], dtype=float32)
     """
     q = as_array("dequantize", q, "q")
@@ -194,6 +199,13 @@ def quantized_max_pool(
 
     Exact in every runtime, whatever the scale: :func:`max_pool`, whose arguments and
     errors it has, for int8 and uint8 alone. No derivative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([-128, -7, 100, 127], jnp.int8)[:, None]
+      >>> jp.quantized_max_pool(x, (2,), strides=(2,))[:, 0]
+      Array([ -7, 127], dtype=int8)
     """
     caller = "quantized_max_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -216,6 +228,13 @@ def quantized_global_max_pool(
 
     :func:`global_max_pool`, whose arguments and errors it has, for int8 and uint8
     alone. No derivative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([[[3, 200], [9, 100]]], jnp.uint8)
+      >>> jp.quantized_global_max_pool(x)
+      Array([[  9, 200]], dtype=uint8)
     """
     caller = "quantized_global_max_pool"
     x, geometry, where = whole(caller, x, where, axis, ordered=True)
@@ -237,6 +256,13 @@ def quantized_adaptive_max_pool(
 
     :func:`adaptive_max_pool`, whose arguments and errors it has, for int8 and uint8
     alone. No derivative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([-5, 3, -9, 8, 1], jnp.int8)[:, None]
+      >>> jp.quantized_adaptive_max_pool(x, (2,))[:, 0]
+      Array([3, 8], dtype=int8)
     """
     caller = "quantized_adaptive_max_pool"
     x = as_array(caller, x, ordered=True)
@@ -308,11 +334,14 @@ def quantized_avg_pool(
         :func:`quantize` makes integers of, and for parameters that do not fit.
 
     Example:
+      Halves are rounded away from 0 by one runtime, to even by the other:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([1, 2, 4, 5], jnp.int8)[:, None]
-      >>> quantized_avg_pool(x, (2,), strides=(2,))[:, 0]
+      >>> jp.quantized_avg_pool(x, (2,), strides=(2,), preset="tflite")[:, 0]
       Array([2, 5], dtype=int8)
-      >>> quantized_avg_pool(x, (2,), strides=(2,), preset="torch")[:, 0]
+      >>> jp.quantized_avg_pool(x, (2,), strides=(2,), preset="torch")[:, 0]
       Array([2, 4], dtype=int8)
     """
     caller = "quantized_avg_pool"
@@ -373,6 +402,18 @@ def quantized_global_avg_pool(
 
     Raises:
       ValueError, TypeError: as in :func:`quantized_avg_pool`.
+
+    Example:
+      The mean of what stands for -1, 0 and 4, in halves, with the output in quarters:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> halves, quarters = jp.QuantParams(0.5), jp.QuantParams(0.25)
+      >>> x = jp.quantize(jnp.array([[[-1.0], [0.0], [4.0]]]), halves)
+      >>> jp.quantized_global_avg_pool(
+      ...     x, params=halves, output_params=quarters, preset="onnx"
+      ... )
+      Array([[4]], dtype=int8)
     """
     caller = "quantized_global_avg_pool"
     x, geometry, where = whole(caller, x, where, axis, ordered=True)
@@ -414,6 +455,13 @@ def quantized_adaptive_avg_pool(
     Raises:
       ValueError, TypeError: as in :func:`adaptive_avg_pool`, and for floats, which
         :func:`quantize` makes integers of.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1, 2, 4, 5], jnp.uint8)[:, None]  # means of 1.5 and 4.5
+      >>> jp.quantized_adaptive_avg_pool(x, (2,))[:, 0]
+      Array([2, 4], dtype=uint8)
     """
     caller = "quantized_adaptive_avg_pool"
     x = as_array(caller, x, ordered=True)

@@ -120,8 +120,9 @@ def rank_pool(
       smallest, halved, for k = 1 and alpha = 0.5:
 
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
-      >>> rank_pool(x, (4,), weights=[0.5, 0, 0, 0.25])[:, 0]
+      >>> jp.rank_pool(x, (4,), weights=[0.5, 0, 0, 0.25])[:, 0]
       Array([2.25], dtype=float32)
     """
     caller = "rank_pool"
@@ -178,8 +179,9 @@ def topk_avg_pool(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
-      >>> topk_avg_pool(x, (4,), k=2)[:, 0]
+      >>> jp.topk_avg_pool(x, (4,), k=2)[:, 0]
       Array([3.5], dtype=float32)
     """
     caller = "topk_avg_pool"
@@ -227,9 +229,12 @@ def rank_weighted_pool(
       ValueError, TypeError: as in :func:`max_pool`, and for a bad alpha.
 
     Example:
+      4 / 2 + 3 / 4 + 2 / 8 + 1 / 16:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
-      >>> rank_weighted_pool(x, (4,), alpha=0.5, normalize=False)[:, 0]
+      >>> jp.rank_weighted_pool(x, (4,), alpha=0.5, normalize=False)[:, 0]
       Array([3.0625], dtype=float32)
     """
     caller = "rank_weighted_pool"
@@ -294,10 +299,16 @@ def ordinal_pool(
       ValueError, TypeError: as in :func:`max_pool`, and for bad logits.
 
     Example:
+      Before any training it is the mean:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
-      >>> ordinal_pool(x, (4,), params={"logits": jnp.zeros((4, 1))})[:, 0]
+      >>> jp.ordinal_pool(x, (4,), params={"logits": jnp.zeros((4, 1))})[:, 0]
       Array([2.5], dtype=float32)
+      >>> logits = jnp.array([[9.0], [0.0], [0.0], [0.0]])
+      >>> jp.ordinal_pool(x, (4,), params={"logits": logits})[:, 0].round(1)
+      Array([4.], dtype=float32)
     """
     caller = "ordinal_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -356,9 +367,17 @@ def rank_stochastic_pool(
         windows, and without a key to draw with.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> x = jnp.array([3.0, 1.0, 4.0, 2.0])[:, None]
-      >>> rank_stochastic_pool(x, (4,), key=jax.random.key(0)).item() in (1, 2, 3, 4)
+      The larger of two is drawn with the odds 2 to 1:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([3.0, 1.0])[:, None]
+      >>> keys = [jax.random.key(seed) for seed in range(20)]
+      >>> draws = [jp.rank_stochastic_pool(x, (2,), key=key).item() for key in keys]
+      >>> sorted(set(draws)), draws.count(3.0) > 10
+      ([1.0, 3.0], True)
+      >>> jp.rank_stochastic_pool(x, (2,), key=keys[7]).item() == draws[7]
       True
     """
     caller = "rank_stochastic_pool"
@@ -422,10 +441,18 @@ def dropout_max_pool(
         windows, and without a key to draw with.
 
     Example:
+      The expectation is 3 / 2 + 2 / 4 + 1 / 8:
+
+      >>> import jax
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])[:, None]
-      >>> dropout_max_pool(x, (4,), rate=0.5, deterministic=True)[:, 0]
+      >>> jp.dropout_max_pool(x, (4,), rate=0.5, deterministic=True)[:, 0]
       Array([2.125], dtype=float32)
+      >>> key = jax.random.key(0)
+      >>> y = jp.dropout_max_pool(x, (4,), rate=0.5, key=key)
+      >>> y.item() in (0.0, 1.0, 2.0, 3.0)
+      True
     """
     caller = "dropout_max_pool"
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
@@ -486,9 +513,12 @@ def median_pool(
       ValueError, TypeError: as in :func:`max_pool`, and for larger windows.
 
     Example:
+      One outlier does not matter:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([3.0, 1.0, 100.0, 2.0])[:, None]
-      >>> median_pool(x, (3,))[:, 0]
+      >>> jp.median_pool(x, (3,))[:, 0]
       Array([3., 2.], dtype=float32)
     """
     caller = "median_pool"

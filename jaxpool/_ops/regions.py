@@ -39,7 +39,7 @@ from jaxpool._core import regions
 from jaxpool._core.arguments import as_array, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
-from jaxpool._core.op import OPS, pool_op
+from jaxpool._core.op import OPS, Example, pool_op
 from jaxpool._core.window import (
     Ints,
     as_entries,
@@ -65,7 +65,16 @@ _INPUTS = ("x", "boxes", "batch_indices")
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="RoIAlign", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="RoIAlign",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def roi_align(
     x: ArrayLike,
@@ -115,9 +124,10 @@ def roi_align(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(16.0).reshape(4, 4, 1)
       >>> boxes = jnp.array([[0.0, 0.0, 2.0, 2.0]])
-      >>> roi_align(x, boxes, (2, 2), aligned=True)[0, ..., 0]
+      >>> jp.roi_align(x, boxes, (2, 2), aligned=True)[0, ..., 0]
       Array([[0.625, 1.5  ],
              [4.125, 5.   ]], dtype=float32)
     """
@@ -129,7 +139,16 @@ def roi_align(
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="PSRoIAlign", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="PSRoIAlign",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 1),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def ps_roi_align(
     x: ArrayLike,
@@ -151,6 +170,17 @@ def ps_roi_align(
     Returns:
       `[B..., K, h, w, C / (h * w)]`, or `[K, h, w, C / (h * w)]` with `batch_indices`,
       in the dtype as :func:`roi_align`.
+
+    Example:
+      Bin (o, p) of 2 x 2 reads channel 2 o + p:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.broadcast_to(jnp.array([10.0, 20.0, 30.0, 40.0]), (8, 8, 4))
+      >>> boxes = jnp.array([[1.0, 1.0, 5.0, 5.0]])
+      >>> jp.ps_roi_align(x, boxes, (2, 2))[0, ..., 0]
+      Array([[10., 20.],
+             [30., 40.]], dtype=float32)
     """
     caller = "ps_roi_align"
     x = as_array(caller, x)
@@ -159,7 +189,17 @@ def ps_roi_align(
     return _over_boxes(caller, cut, [x], [scale], boxes, batch_indices)
 
 
-@pool_op("regions", "other", inputs=_INPUTS, camel="RoIPool", monotone=True)
+@pool_op(
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="RoIPool",
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
+)
 def roi_pool(
     x: ArrayLike,
     boxes: ArrayLike,
@@ -186,6 +226,17 @@ def roi_pool(
     Returns:
       `[B..., K, h, w, C]`, or `[K, h, w, C]` with `batch_indices`, in the dtype of `x`,
       which must be real.
+
+    Example:
+      A box in pixels, on a map with a stride of 16 pixels:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+      >>> boxes = jnp.array([[0, 0, 48, 48]])
+      >>> jp.roi_pool(x, boxes, (2, 2), spatial_scale=1 / 16)[0, ..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
     """
     caller = "roi_pool"
     x = as_array(caller, x, ordered=True)
@@ -195,7 +246,16 @@ def roi_pool(
 
 
 @pool_op(
-    "regions", "other", inputs=_INPUTS, camel="PSRoIPool", linear=True, monotone=True
+    "regions",
+    "other",
+    inputs=_INPUTS,
+    camel="PSRoIPool",
+    linear=True,
+    monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 1),
+        {"x": "jnp.ones((2, 8, 8, 16))", "boxes": "jnp.array([[0.0, 0.0, 4.0, 4.0]])"},
+    ),
 )
 def ps_roi_pool(
     x: ArrayLike,
@@ -223,6 +283,17 @@ def ps_roi_pool(
     Returns:
       `[B..., K, h, w, C / (h * w)]`, or `[K, h, w, C / (h * w)]` with `batch_indices`,
       in the dtype as :func:`roi_align`.
+
+    Example:
+      A box in the second image of a batch; bin (o, p) of 2 x 2 reads channel 2 o + p:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.zeros((2, 8, 8, 4)).at[1].set(jnp.array([10.0, 20.0, 30.0, 40.0]))
+      >>> boxes, images = jnp.array([[1.0, 1.0, 5.0, 5.0]]), jnp.array([1])
+      >>> jp.ps_roi_pool(x, boxes, (2, 2), batch_indices=images)[0, ..., 0]
+      Array([[10., 20.],
+             [30., 40.]], dtype=float32)
     """
     caller = "ps_roi_pool"
     x = as_array(caller, x)
@@ -238,6 +309,14 @@ def ps_roi_pool(
     camel="MultiScaleRoIAlign",
     linear=True,
     monotone=True,
+    example=Example(
+        (2, 1, 4, 4, 16),
+        {
+            "features": "[jnp.ones((2, 8, 8, 16)), jnp.ones((2, 4, 4, 16))]",
+            "boxes": "jnp.array([[0.0, 0.0, 16.0, 16.0]])",
+        },
+        "(4, 4), image_shape=(32, 32)",
+    ),
 )
 def multiscale_roi_align(
     features: ArrayLike | Sequence[ArrayLike],
@@ -284,10 +363,13 @@ def multiscale_roi_align(
       ValueError, TypeError: for arguments that break these rules.
 
     Example:
+      Three maps, each filled with its number, and boxes of three sizes:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> pyramid = [jnp.full((1, 64 // 2**i, 64 // 2**i, 1), i) for i in range(3)]
       >>> boxes = jnp.array([[0.0, 0, 64, 64], [0, 0, 128, 128], [0, 0, 256, 256]])
-      >>> y = multiscale_roi_align(pyramid, boxes[None], 1, image_shape=(256, 256))
+      >>> y = jp.multiscale_roi_align(pyramid, boxes[None], 1, image_shape=(256, 256))
       >>> y.ravel()
       Array([0., 1., 2.], dtype=float32)
     """
@@ -366,7 +448,8 @@ def roi_levels(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> roi_levels(jnp.array([[0, 0, 112, 112], [0, 0, 300, 300]]), 2, 5)
+      >>> import jaxpool as jp
+      >>> jp.roi_levels(jnp.array([[0, 0, 112, 112], [0, 0, 300, 300]]), 2, 5)
       Array([3, 4], dtype=int32)
     """
     caller = "roi_levels"

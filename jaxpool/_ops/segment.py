@@ -24,13 +24,22 @@ from jaxpool._core.numerics import (
     safe_power,
     sum_dtype,
 )
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import as_int, fail
 
 __all__ = ["segment_pool"]
 
 
-@pool_op("segment", "other", inputs=("x", "segment_ids"))
+@pool_op(
+    "segment",
+    "other",
+    inputs=("x", "segment_ids"),
+    example=Example(
+        (3, 16),
+        {"x": "jnp.ones((5, 16))", "segment_ids": "jnp.array([0, 0, 1, 2, 2])"},
+        "3",
+    ),
+)
 def segment_pool(
     x: ArrayLike,
     segment_ids: ArrayLike,
@@ -81,9 +90,12 @@ def segment_pool(
       ValueError, TypeError: for arguments that break these rules, or no rows at all.
 
     Example:
+      Two nodes of the graph 0, none of the graph 1, one of the graph 2:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0], [5.0], [3.0]])
-      >>> segment_pool(x, jnp.array([0, 2, 0]), 3, mode="mean")[:, 0]
+      >>> jp.segment_pool(x, jnp.array([0, 2, 0]), 3, mode="mean")[:, 0]
       Array([2., 0., 5.], dtype=float32)
     """
     caller = "segment_pool"

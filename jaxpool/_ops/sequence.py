@@ -23,7 +23,7 @@ from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.numerics import accumulation_dtype, divide, hide, mean_dtype
-from jaxpool._core.op import pool_op
+from jaxpool._core.op import Example, pool_op
 from jaxpool._core.window import as_int, fail, resolve_axes
 from jaxpool._ops.average import element_count, masked_mean, masked_sum
 
@@ -36,6 +36,9 @@ __all__ = ["sequence_pool"]
     inputs=("x", "lengths"),
     monotone=True,
     compare="takes sequences",
+    example=Example(
+        (2, 16), {"x": "jnp.ones((2, 10, 16))", "lengths": "jnp.array([10, 7])"}
+    ),
 )
 def sequence_pool(
     x: ArrayLike,
@@ -86,9 +89,12 @@ def sequence_pool(
         with `where`, an unknown mode, or as many prefix tokens as there are tokens.
 
     Example:
+      Two tokens and padding: their mean, and the last of them:
+
       >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]])
-      >>> sequence_pool(x, lengths=2, mode=("mean", "last"))
+      >>> jp.sequence_pool(x, lengths=2, mode=("mean", "last"))
       Array([2., 3., 3., 4.], dtype=float32)
     """
     caller = "sequence_pool"

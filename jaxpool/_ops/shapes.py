@@ -39,7 +39,8 @@ def output_shape(
       ValueError, TypeError: as in :func:`max_pool`.
 
     Example:
-      >>> output_shape((8, 112, 112, 64), (3, 3), (2, 2), 1)
+      >>> import jaxpool as jp
+      >>> jp.output_shape((8, 112, 112, 64), (3, 3), (2, 2), padding=1)
       (8, 56, 56, 64)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)

@@ -59,10 +59,11 @@ def sharded(
         next to it.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
-      >>> import jaxpool
-      >>> mesh = Mesh(jax.devices()[:1], ("rows",))
-      >>> pool = jaxpool.sharded(jaxpool.max_pool, mesh, PartitionSpec(None, "rows"))
+      >>> import jaxpool as jp
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("rows",))
+      >>> pool = jp.sharded(jp.max_pool, mesh, jax.P(None, "rows"))
       >>> pool(jnp.ones((2, 8, 8, 1)), (3, 3), strides=(2, 2), padding="SAME").shape
       (2, 4, 4, 1)
     """

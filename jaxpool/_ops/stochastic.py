@@ -92,11 +92,19 @@ def stochastic_pool(
         for draws from planes of 2**31 elements by windows of more than 254.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      The two positive elements are drawn, the larger one more often:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 1.0, 3.0, -2.0])[:, None]
-      >>> stochastic_pool(x, (4,), key=jax.random.key(0)).item() in (1.0, 3.0)
+      >>> keys = [jax.random.key(seed) for seed in range(20)]
+      >>> draws = [jp.stochastic_pool(x, (4,), key=key).item() for key in keys]
+      >>> sorted(set(draws))
+      [1.0, 3.0]
+      >>> jp.stochastic_pool(x, (4,), key=keys[7]).item() == draws[7]
       True
-      >>> stochastic_pool(x, (4,), deterministic=True).item()
+      >>> jp.stochastic_pool(x, (4,), deterministic=True).item()
       2.5
     """
     caller = "stochastic_pool"
@@ -155,11 +163,17 @@ def random_mixed_pool(
       ValueError, TypeError: as in :func:`max_pool`, and without a key to draw with.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.array([0.0, 4.0])[:, None]
-      >>> random_mixed_pool(x, (2,), key=jax.random.key(0)).item() in (2.0, 4.0)
+      >>> keys = [jax.random.key(seed) for seed in range(20)]
+      >>> draws = [jp.random_mixed_pool(x, (2,), key=key).item() for key in keys]
+      >>> sorted(set(draws))
+      [2.0, 4.0]
+      >>> jp.random_mixed_pool(x, (2,), key=keys[7]).item() == draws[7]
       True
-      >>> random_mixed_pool(x, (2,), deterministic=True).item()
+      >>> jp.random_mixed_pool(x, (2,), deterministic=True).item()
       3.0
     """
     caller = "random_mixed_pool"
@@ -237,12 +251,17 @@ def s3_pool(
         draw with.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      Of the maxima 1, 2, 3, 3 one of each pair is drawn, or their mean taken:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
       >>> x = jnp.arange(4.0)[:, None]
-      >>> s3_pool(x, (2,), (2,), deterministic=True)[:, 0]
+      >>> y = jp.s3_pool(x, (2,), (2,), key=jax.random.key(0))[:, 0].tolist()
+      >>> y in ([1.0, 3.0], [2.0, 3.0])
+      True
+      >>> jp.s3_pool(x, (2,), (2,), deterministic=True)[:, 0]
       Array([1.5, 3. ], dtype=float32)
-      >>> s3_pool(x, (2,), (2,), key=jax.random.key(0)).shape
-      (2, 1)
     """
     caller = "s3_pool"
     spec = (window_shape, None, padding, 1, False, axis)
@@ -315,17 +334,18 @@ def mean_over_keys(f: Callable[[jax.Array], Any], key: Any, passes: int) -> Any:
       ValueError, TypeError: for fewer than 1 pass, no key, or an `f` that is no
         function.
 
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool as jp
+      >>> x = jnp.array([1.0, 3.0])[:, None]
+      >>> def draw(key):
+      ...     return jp.stochastic_pool(x, (2,), key=key)
+      >>> jp.mean_over_keys(draw, jax.random.key(0), 4).item() in (1, 1.5, 2, 2.5, 3)
+      True
+
     References:
       Benjamin Graham: Fractional Max-Pooling, 2014.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> x = jnp.array([1.0, 3.0])[:, None]
-      >>> y = mean_over_keys(
-      ...     lambda key: stochastic_pool(x, (2,), key=key), jax.random.key(0), 4
-      ... )
-      >>> y.item() in (1.0, 1.5, 2.0, 2.5, 3.0)
-      True
     """
     caller = "mean_over_keys"
     if not callable(f):

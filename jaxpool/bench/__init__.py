@@ -66,6 +66,16 @@ def bench(
         cannot be resumed, cannot be written to, or is in use by another process.
       OSError: for a disk that is full, or fails otherwise, later on. What was finished
         before is kept.
+
+    Example:
+      Every maximum of the family `extremum` beside `avg_pool`, in one quick round:
+
+      >>> from jaxpool.bench import bench
+      >>> results = bench(quick=True, suite=["ops"], ops=["max"], rounds=1, out="times")
+      >>> [row["direction"] for row in results["rows"]]
+      ['forward', 'gradient']
+      >>> sorted(results["rows"][0]["times"])
+      ['avg_pool', 'jaxpool']
     """
     settings = Settings(
         tuple(suite),

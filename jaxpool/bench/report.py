@@ -77,7 +77,14 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def print_tables(results: Results) -> None:
-    """Prints the results as tables on standard output."""
+    """Prints the results as tables on standard output.
+
+    Example:
+      >>> from jaxpool.bench import bench, print_tables
+      >>> results = bench(quick=True, suite=["ops"], ops=["min"], rounds=1, out="times")
+      >>> print_tables(results)  # doctest: +ELLIPSIS
+      ops, f32, ...
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a file has room, and no reader to fold it for

@@ -83,11 +83,10 @@ class Method:
         """Returns the op's own layers for input of a shape [B, H, W, C]."""
         op = self.op
         assert op is not None
-        sizes = {name: size(shape) for name, size in _sizes(op).items()}
         module = getattr(jaxpool.nnx, op.module_name)
         takes = inspect.signature(module).parameters
         streams = {"rngs": rngs} if "rngs" in takes else {}
-        pool = module(**{**sizes, **self.options}, **streams)
+        pool = module(**{**op.sizes(shape), **self.options}, **streams)
         return [pool] if op.outputs == 1 else [pool, first]
 
     @cached_property
@@ -154,24 +153,6 @@ def choose(
     return list({m.name: m for name in names for m in groups[name]}.values())
 
 
-def _required(op: PoolOp) -> set[str]:
-    """The arguments without a default that a module of `op` is built with."""
-    empty = inspect.Parameter.empty
-    return {name for name, p in op.settings.items() if p.default is empty}
-
-
-def _sizes(op: PoolOp) -> dict[str, Callable[[Sequence[int]], Any]]:
-    """The sizes that a module of `op` is built with, of the shape [B, H, W, C]."""
-    known = {
-        "window_shape": lambda shape: (2, 2),
-        "strides": lambda shape: (2, 2),
-        "output_shape": lambda shape: tuple(-(-n // 2) for n in shape[1:3]),
-        "features": lambda shape: shape[-1],
-    }
-    wanted = _required(op) | ({"strides"} & op.settings.keys())
-    return {name: size for name, size in known.items() if name in wanted}
-
-
 def _misfit(op: PoolOp) -> str:
     """Why a module of `op` cannot stand in the network; nothing if it can."""
     if isinstance(op.compare, str):
@@ -181,7 +162,7 @@ def _misfit(op: PoolOp) -> str:
     parameters = inspect.signature(op.fn).parameters
     empty = inspect.Parameter.empty
     missing = [n for n in op.inputs[1:] if parameters[n].default is empty]
-    missing += sorted(_required(op) - _sizes(op).keys() - op.compare.keys())
+    missing += sorted(op.required - op.sizes((1, 8, 8, 4)).keys() - op.compare.keys())
     return f"needs {', '.join(missing)}" if missing else ""
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -130,6 +131,13 @@ class Caller:
         return array, spec
 
 
+def _in_dimensions(doc: str, nd: int) -> str:
+    """A docstring with its example, which is written for 2 dimensions, in `nd`."""
+    text, mark, example = doc.partition("Example:")
+    example = re.sub(r"\b(\d+), \1\b", ", ".join([r"\1"] * nd), example)
+    return text + mark + example.replace("2d", f"{nd}d")
+
+
 Functions = tuple[Callable[P, R], Callable[P, R], Callable[P, R]]
 
 
@@ -153,7 +161,7 @@ def _one(name: str, fn: Callable[Concatenate[Caller, P], R], nd: int) -> Callabl
         return fn(caller, *args, **kwargs)
 
     function.__name__ = function.__qualname__ = caller.name
-    function.__doc__ = fn.__doc__
+    function.__doc__ = _in_dimensions(fn.__doc__ or "", nd)
     setattr(function, "__signature__", signature)  # noqa: B010
     return function
 
@@ -171,6 +179,13 @@ def _max_pool_with_indices(
     """The largest element of each window and its index.
 
     As `max_pool` of the same dimensions with `return_indices=True`, whatever that is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> values, indices = F.max_pool2d_with_indices(jnp.ones((2, 3, 8, 8)), 2)
+      >>> values.shape, indices.shape
+      ((2, 3, 4, 4), (2, 3, 4, 4))
     """
     del return_indices
     x, spec = caller.window(input, kernel_size, stride, padding, dilation, ceil_mode)
@@ -204,6 +219,17 @@ def _max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses.
+
+    Example:
+      Strides are the kernel's size unless they are given:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.ones((2, 3, 9, 9))
+      >>> F.max_pool2d(x, 3, stride=2, padding=1).shape
+      (2, 3, 5, 5)
+      >>> F.max_pool2d(x, 2).shape, F.max_pool2d(x, 2, ceil_mode=True).shape
+      ((2, 3, 4, 4), (2, 3, 5, 5))
     """
     x, spec = caller.window(input, kernel_size, stride, padding, dilation, ceil_mode)
     op = jaxpool.max_pool_with_argmax if return_indices else jaxpool.max_pool
@@ -232,6 +258,18 @@ def _avg_pool(
 
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses.
+
+    Example:
+      Padding counts, as zeros, unless it is told not to:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.ones((2, 3, 8, 8))
+      >>> y = F.avg_pool2d(x, 2, padding=1)
+      >>> y.shape, bool(y.min() < 1)
+      ((2, 3, 5, 5), True)
+      >>> F.avg_pool2d(x, 2, padding=1, count_include_pad=False).min().item()
+      1.0
     """
     x, spec = caller.window(input, kernel_size, stride, padding, 1, ceil_mode)
     _refuse_wide(caller, x, spec["window_shape"])
@@ -264,7 +302,17 @@ def _avg_pool_without_divisor(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> jax.Array:
-    """The mean of each window: `avg_pool2d` without `divisor_override`."""
+    """The mean of each window: `avg_pool2d` without `divisor_override`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.array([[[1.0, 3.0, 5.0, 7.0]]])
+      >>> F.avg_pool1d(x, 2)
+      Array([[[2., 6.]]], dtype=float32)
+      >>> F.avg_pool1d(x, 2, padding=1, count_include_pad=False)
+      Array([[[1., 4., 7.]]], dtype=float32)
+    """
     window = (kernel_size, stride, padding, ceil_mode)
     return _avg_pool(caller, input, *window, count_include_pad)
 
@@ -290,6 +338,16 @@ def _lp_pool(
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses, and for a negative
         order.
+
+    Example:
+      >>> import math
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.ones((2, 3, 9, 9))
+      >>> F.lp_pool2d(x, 2, 3).shape
+      (2, 3, 3, 3)
+      >>> F.lp_pool2d(x, math.inf, 3, stride=1).shape  # the largest magnitudes
+      (2, 3, 7, 7)
     """
     if caller.nd == 1 and is_sequence(kernel_size):
         raise fail(caller.name, "kernel_size", "must be an int", kernel_size, TypeError)
@@ -329,6 +387,14 @@ def _adaptive_max_pool_with_indices(
 
     As `adaptive_max_pool` of the same dimensions with `return_indices=True`, whatever
     that is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.ones((2, 3, 8, 8))
+      >>> values, indices = F.adaptive_max_pool2d_with_indices(x, 5)
+      >>> values.shape, indices.shape
+      ((2, 3, 5, 5), (2, 3, 5, 5))
     """
     del return_indices
     x, sizes = _bins(caller, input, output_size)
@@ -354,6 +420,12 @@ def _adaptive_max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> F.adaptive_max_pool2d(jnp.ones((2, 3, 8, 8)), 5).shape
+      (2, 3, 5, 5)
     """
     x, sizes = _bins(caller, input, output_size)
     with_argmax = jaxpool.adaptive_max_pool_with_argmax
@@ -365,6 +437,12 @@ def _adaptive_avg_pool(caller: Caller, input: ArrayLike, output_size: Any) -> ja
     """The mean of each bin: :func:`jaxpool.adaptive_avg_pool`.
 
     Arguments and errors as in `adaptive_max_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> F.adaptive_avg_pool2d(jnp.ones((2, 3, 8, 8)), 1).shape
+      (2, 3, 1, 1)
     """
     x, sizes = _bins(caller, input, output_size)
     return jaxpool.adaptive_avg_pool(x, sizes, axis=caller.axes)
@@ -385,6 +463,15 @@ def _fractional_max_pool_with_indices(
 
     As `fractional_max_pool` of the same dimensions with `return_indices=True`, whatever
     that is.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x, key = jnp.ones((2, 3, 9, 9)), jax.random.key(0)
+      >>> values, indices = F.fractional_max_pool2d_with_indices(x, 2, 6, key=key)
+      >>> values.shape, indices.shape
+      ((2, 3, 6, 6), (2, 3, 6, 6))
     """
     del return_indices
     x, spec = _fractional(
@@ -426,6 +513,18 @@ def _fractional_max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses, and without a key.
+
+    Example:
+      The same key draws the same windows:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x, key = jax.random.normal(jax.random.key(0), (2, 3, 9, 9)), jax.random.key(1)
+      >>> y = F.fractional_max_pool2d(x, 2, output_ratio=0.7, key=key)
+      >>> again = F.fractional_max_pool2d(x, 2, output_size=6, key=key)
+      >>> y.shape, bool((y == again).all())
+      ((2, 3, 6, 6), True)
     """
     x, spec = _fractional(
         caller, input, kernel_size, output_size, output_ratio, _random_samples, key
@@ -536,6 +635,16 @@ def _max_unpool(
 
     Raises:
       ValueError, TypeError: for arguments that PyTorch refuses.
+
+    Example:
+      The size that the pooling rounded down comes from `output_size`:
+
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.torch as F
+      >>> x = jnp.ones((2, 3, 9, 9))
+      >>> values, indices = F.max_pool2d(x, 2, return_indices=True)
+      >>> F.max_unpool2d(values, indices, 2, output_size=x.shape).shape
+      (2, 3, 9, 9)
     """
     values = caller.array(input)
     index = as_array(caller.name, indices, "indices")

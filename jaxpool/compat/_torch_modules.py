@@ -62,6 +62,14 @@ def convert(
 
     Raises:
       ValueError, TypeError: for another framework or class, or a bad configuration.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import torch
+      >>> from jaxpool.compat.torch import convert
+      >>> pool = convert(torch.nn.MaxPool2d(3, stride=2, padding=1))
+      >>> type(pool).__name__, pool(jnp.ones((2, 3, 9, 9))).shape
+      ('MaxPool', (2, 3, 5, 5))
     """
     if framework not in ("nnx", "linen"):
         raise fail("convert", "framework", "must be 'nnx' or 'linen'", framework)

@@ -97,12 +97,36 @@ def use() -> Use:
 
     Raises:
       RuntimeError: for a Flax whose functions are not those that this knows.
+
+    Example:
+      Flax adds up in the dtype of its input, jaxpool in one that is wide enough:
+
+      >>> import flax.linen as nn
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.flax
+      >>> x = jnp.full((1, 4, 4, 1), 100, jnp.int8)
+      >>> nn.avg_pool(x, (4, 4)).item()
+      4.0
+      >>> with jaxpool.compat.flax.use():
+      ...     nn.avg_pool(x, (4, 4)).item()
+      100.0
     """
     return _switch.use()
 
 
 def restore() -> None:
-    """Gives Flax its own functions back, however many uses there are."""
+    """Gives Flax its own functions back, however many uses there are.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax.numpy as jnp
+      >>> import jaxpool.compat.flax
+      >>> uses = [jaxpool.compat.flax.use(), jaxpool.compat.flax.use()]
+      >>> jaxpool.compat.flax.restore()
+      >>> x = jnp.full((1, 4, 4, 1), 100, jnp.int8)
+      >>> nn.avg_pool(x, (4, 4)).item()  # Flax's own
+      4.0
+    """
     _switch.restore()
 
 

@@ -134,6 +134,15 @@ def max_pool(
     Raises:
       ValueError, TypeError: for arguments that break these rules, or windows larger
         than the padded input.
+
+    Example:
+      Without strides, windows lie side by side:
+
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import keras
+      >>> x = jnp.arange(6.0).reshape(1, 6, 1)
+      >>> keras.max_pool(x, 2)[0, :, 0]
+      Array([1., 3., 5.], dtype=float32)
     """
     window = (inputs, pool_size, strides, padding, data_format)
     return _windows("max_pool", jaxpool.max_pool, *window)
@@ -150,6 +159,13 @@ def average_pool(
 
     Arguments and errors as in :func:`max_pool`. Padding does not count; integers give
     floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import keras
+      >>> x = jnp.array([2.0, 4.0, 6.0]).reshape(1, 3, 1)
+      >>> keras.average_pool(x, 3, strides=1, padding="same")[0, :, 0]
+      Array([3., 4., 5.], dtype=float32)
     """
     window = (inputs, pool_size, strides, padding, data_format)
     rules = {"count_include_pad": False}
@@ -170,6 +186,13 @@ def adaptive_max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that break these rules.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import keras
+      >>> x = jnp.arange(8.0).reshape(1, 1, 2, 4)
+      >>> keras.adaptive_max_pool(x, (1, 2), data_format="channels_first")[0, 0]
+      Array([[5., 7.]], dtype=float32)
     """
     op = jaxpool.adaptive_max_pool
     return _bins("adaptive_max_pool", op, inputs, output_size, data_format)
@@ -181,6 +204,13 @@ def adaptive_average_pool(
     """`keras.ops.adaptive_average_pool` by :func:`jaxpool.adaptive_avg_pool`.
 
     Arguments and errors as in :func:`adaptive_max_pool`; integers give floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import keras
+      >>> x = jnp.arange(7.0).reshape(1, 7, 1)
+      >>> keras.adaptive_average_pool(x, 3)[0, :, 0]
+      Array([1., 3., 5.], dtype=float32)
     """
     op = jaxpool.adaptive_avg_pool
     return _bins("adaptive_average_pool", op, inputs, output_size, data_format)
@@ -266,11 +296,13 @@ def convert(layer: Any, framework: Literal["nnx", "linen"] = "nnx") -> Any:
       ValueError: for another framework, or a configuration that cannot pool.
 
     Example:
-      >>> from types import SimpleNamespace
-      >>> layer = type("GlobalMaxPooling1D", (SimpleNamespace,), {})()
-      >>> layer.get_config = lambda: {"data_format": "channels_last", "keepdims": True}
-      >>> convert(layer).axis
-      (-2,)
+      >>> import jax.numpy as jnp
+      >>> import keras
+      >>> import jaxpool.compat.keras
+      >>> layer = keras.layers.MaxPooling2D(3, strides=2, padding="same")
+      >>> pool = jaxpool.compat.keras.convert(layer)
+      >>> type(pool).__name__, pool(jnp.ones((1, 7, 7, 2))).shape
+      ('MaxPool', (1, 4, 4, 2))
     """
     if framework not in ("nnx", "linen"):
         raise fail("convert", "framework", "must be 'nnx' or 'linen'", framework)
@@ -311,12 +343,40 @@ def use() -> Use:
     Raises:
       RuntimeError: for another backend than JAX, or a Keras whose functions are not
         those that this knows.
+
+    Example:
+      Keras adds up in the dtype of its input, jaxpool in float32:
+
+      >>> import os
+      >>> os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
+      >>> import jax.numpy as jnp
+      >>> import keras
+      >>> import jaxpool.compat.keras
+      >>> x = jnp.full((1, 4, 4, 1), 10_000, jnp.float16)
+      >>> keras.ops.average_pool(x, 4, strides=4).item()
+      inf
+      >>> with jaxpool.compat.keras.use():
+      ...     keras.ops.average_pool(x, 4, strides=4).item()
+      10000.0
     """
     return _switch.use()
 
 
 def restore() -> None:
-    """Gives Keras its own functions back, however many uses there are."""
+    """Gives Keras its own functions back, however many uses there are.
+
+    Example:
+      >>> import os
+      >>> os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
+      >>> import jax.numpy as jnp
+      >>> import keras
+      >>> import jaxpool.compat.keras
+      >>> uses = [jaxpool.compat.keras.use(), jaxpool.compat.keras.use()]
+      >>> jaxpool.compat.keras.restore()
+      >>> x = jnp.full((1, 4, 4, 1), 10_000, jnp.float16)
+      >>> keras.ops.average_pool(x, 4, strides=4).item()  # Keras's own
+      inf
+    """
     _switch.restore()
 
 

@@ -106,14 +106,30 @@ _FIRST = {1: "NCW", 2: "NCHW", 3: "NCDHW"}
 
 
 class MaxPoolWithArgmax(NamedTuple):
-    """What :func:`max_pool_with_argmax` returns."""
+    """What :func:`max_pool_with_argmax` returns.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> y = tf.max_pool_with_argmax(jnp.ones((1, 4, 4, 3)), 2, 2, "VALID")
+      >>> y.output.shape, y.argmax.shape
+      ((1, 2, 2, 3), (1, 2, 2, 3))
+    """
 
     output: jax.Array
     argmax: jax.Array
 
 
 class FractionalPool(NamedTuple):
-    """What the fractional pools return."""
+    """What the fractional pools return.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> y = tf.fractional_avg_pool(jnp.ones((1, 6, 9, 1)), [2.0, 1.5], seed=1)
+      >>> y.row_pooling_sequence.shape, y.col_pooling_sequence.shape
+      ((4,), (7,))
+    """
 
     output: jax.Array
     row_pooling_sequence: jax.Array
@@ -150,6 +166,13 @@ def pool(
     Raises:
       ValueError, TypeError: for arguments that break these rules, or windows larger
         than the input.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.array([1.0, 5.0, 2.0, 0.0, 3.0]).reshape(1, 5, 1)
+      >>> tf.pool(x, [2], "MAX", dilations=[2])[0, :, 0]
+      Array([2., 5., 3.], dtype=float32)
     """
     if not is_sequence(window_shape) or not 1 <= len(window_shape) <= 3:
         rule = "must be a sequence of 1 to 3 ints"
@@ -204,6 +227,18 @@ def max_pool(
     Raises:
       ValueError, TypeError: for arguments that break these rules, or windows larger
         than the padded input.
+
+    Example:
+      Window and strides in all the forms that TensorFlow takes:
+
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+      >>> tf.max_pool(x, 2, 2, "VALID")[0, ..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
+      >>> tf.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], "VALID").shape
+      (1, 2, 2, 1)
     """
     return _windows("max_pool", "MAX", input, ksize, strides, padding, data_format)
 
@@ -220,42 +255,96 @@ def avg_pool(
 
     Arguments and errors as in :func:`max_pool`, with `"VALID"` or `"SAME"` as padding,
     which does not count.
+
+    Example:
+      Padding does not count:
+
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.array([2.0, 4.0, 6.0]).reshape(1, 3, 1)
+      >>> tf.avg_pool(x, 3, 1, "SAME")[0, :, 0]
+      Array([3., 4., 5.], dtype=float32)
     """
     return _windows("avg_pool", "AVG", input, ksize, strides, padding, data_format)
 
 
 def max_pool1d(input, ksize, strides, padding, data_format="NWC", name=None):
-    """`tf.nn.max_pool1d`: :func:`max_pool` of `[N, W, C]` or `[N, C, W]`."""
+    """`tf.nn.max_pool1d`: :func:`max_pool` of `[N, W, C]` or `[N, C, W]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> tf.max_pool1d(jnp.ones((2, 9, 3)), 2, 2, "SAME").shape
+      (2, 5, 3)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("max_pool1d", "MAX", *window, n=1)
 
 
 def max_pool2d(input, ksize, strides, padding, data_format="NHWC", name=None):
-    """`tf.nn.max_pool2d`: :func:`max_pool` of `[N, H, W, C]` or `[N, C, H, W]`."""
+    """`tf.nn.max_pool2d`: :func:`max_pool` of `[N, H, W, C]` or `[N, C, H, W]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> tf.max_pool2d(jnp.ones((2, 3, 9, 9)), 2, 2, "VALID", data_format="NCHW").shape
+      (2, 3, 4, 4)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("max_pool2d", "MAX", *window, n=2)
 
 
 def max_pool3d(input, ksize, strides, padding, data_format="NDHWC", name=None):
-    """`tf.nn.max_pool3d`: :func:`max_pool` of 3 spatial axes."""
+    """`tf.nn.max_pool3d`: :func:`max_pool` of 3 spatial axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> tf.max_pool3d(jnp.ones((2, 4, 9, 9, 3)), [1, 2, 2], [1, 2, 2], "SAME").shape
+      (2, 4, 5, 5, 3)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("max_pool3d", "MAX", *window, n=3)
 
 
 def avg_pool1d(input, ksize, strides, padding, data_format="NWC", name=None):
-    """`tf.nn.avg_pool1d`: :func:`avg_pool` of `[N, W, C]` or `[N, C, W]`."""
+    """`tf.nn.avg_pool1d`: :func:`avg_pool` of `[N, W, C]` or `[N, C, W]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.array([1.0, 3.0, 5.0, 7.0]).reshape(1, 1, 4)
+      >>> tf.avg_pool1d(x, 2, 2, "VALID", data_format="NCW")
+      Array([[[2., 6.]]], dtype=float32)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("avg_pool1d", "AVG", *window, n=1)
 
 
 def avg_pool2d(input, ksize, strides, padding, data_format="NHWC", name=None):
-    """`tf.nn.avg_pool2d`: :func:`avg_pool` of `[N, H, W, C]` or `[N, C, H, W]`."""
+    """`tf.nn.avg_pool2d`: :func:`avg_pool` of `[N, H, W, C]` or `[N, C, H, W]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+      >>> tf.avg_pool2d(x, 2, 2, "VALID")[0, ..., 0]
+      Array([[ 2.5,  4.5],
+             [10.5, 12.5]], dtype=float32)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("avg_pool2d", "AVG", *window, n=2)
 
 
 def avg_pool3d(input, ksize, strides, padding, data_format="NDHWC", name=None):
-    """`tf.nn.avg_pool3d`: :func:`avg_pool` of 3 spatial axes."""
+    """`tf.nn.avg_pool3d`: :func:`avg_pool` of 3 spatial axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> tf.avg_pool3d(jnp.ones((2, 4, 9, 9, 3)), 2, 2, "SAME").shape
+      (2, 2, 5, 5, 3)
+    """
     window = (input, ksize, strides, padding, data_format)
     return _windows("avg_pool3d", "AVG", *window, n=3)
 
@@ -290,6 +379,16 @@ def max_pool_with_argmax(
     Raises:
       ValueError, TypeError: as in :func:`max_pool`, and for an input with more elements
         than the index can count.
+
+    Example:
+      The second channel's maximum stands at (1, 0): (1 * 2 + 0) * 2 + 1 = 5.
+
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.array([[[9.0, 1.0], [2.0, 3.0]], [[4.0, 8.0], [6.0, 7.0]]])[None]
+      >>> y = tf.max_pool_with_argmax(x, 2, 2, "VALID", output_dtype="int32")
+      >>> y.output.ravel(), y.argmax.ravel()
+      (Array([9., 8.], dtype=float32), Array([0, 5], dtype=int32))
     """
     caller = "max_pool_with_argmax"
     if data_format != "NHWC":
@@ -338,6 +437,17 @@ def fractional_max_pool(
 
     Raises:
       ValueError, TypeError: for arguments that break these rules.
+
+    Example:
+      Rows at a ratio of 2, columns at one of 1.5:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x, key = jnp.ones((1, 6, 9, 1)), jax.random.key(0)
+      >>> y = tf.fractional_max_pool(x, [1, 2.0, 1.5, 1], pseudo_random=True, key=key)
+      >>> y.output.shape, y.row_pooling_sequence
+      ((1, 3, 6, 1), Array([0, 2, 4, 6], dtype=int32))
     """
     arguments = (value, pooling_ratio, pseudo_random, overlapping, seed, key)
     return _fractional("fractional_max_pool", *arguments)
@@ -357,6 +467,18 @@ def fractional_avg_pool(
 
     Arguments, returns and errors as in :func:`fractional_max_pool`, with the mean of
     each region.
+
+    Example:
+      A seed stands for the key of that number:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxpool.compat import tf
+      >>> x = jnp.arange(36.0).reshape(1, 6, 6, 1)
+      >>> y = tf.fractional_avg_pool(x, 1.5, seed=3)
+      >>> again = tf.fractional_avg_pool(x, 1.5, key=jax.random.key(3))
+      >>> y.output.shape, bool((y.output == again.output).all())
+      ((1, 4, 4, 1), True)
     """
     arguments = (value, pooling_ratio, pseudo_random, overlapping, seed, key)
     return _fractional("fractional_avg_pool", *arguments)

@@ -19,10 +19,8 @@ value. `DIFFERENCES` lists where the two differ, and why. Those that sample take
 
 `convert` turns a module of `torch.nn` into one of `jaxpool.nnx` or `jaxpool.linen`:
 
-  >>> class MaxPool2d:  # stands for torch.nn.MaxPool2d(3, stride=2, padding=1)
-  ...     kernel_size, stride, padding, dilation = 3, 2, 1, 1
-  ...     ceil_mode = return_indices = False
-  >>> convert(MaxPool2d())(x).shape
+  >>> import torch
+  >>> F.convert(torch.nn.MaxPool2d(3, stride=2, padding=1))(x).shape
   (1, 1, 2, 2)
 
 PyTorch itself is never imported.
