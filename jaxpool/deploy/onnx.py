@@ -311,6 +311,9 @@ def _run(
     runtime: Any, content: bytes, names: Sequence[str], arrays: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """What onnxruntime gives."""
+    if any(x.dtype.kind == "V" for x in arrays):
+        rule = "onnxruntime takes arrays of NumPy's own dtypes: convert within `fn`"
+        raise DeployError(f"`to_onnx`: {rule}; got {[str(x.dtype) for x in arrays]}.")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised
     try:
