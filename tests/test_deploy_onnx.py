@@ -71,7 +71,7 @@ NODES = [
         (2, 4, 3, 4, 3, 2),
         "f4",
         dict(window_shape=(2,) * 4, strides=None),
-        {"MaxPool": 2, "Transpose": 3, "Reshape": 2},
+        {"MaxPool": 2, "Transpose": 3, "Reshape": 4},
     ),
     (jp.min_pool, IMAGE, "f4", FIRST, {"Neg": 2, "MaxPool": 1}),
     (jp.min_pool, IMAGE, "i1", FIRST, {"BitwiseNot": 2, "MaxPool": 1}),
@@ -129,10 +129,10 @@ NODES = [
     ),
     (
         jp.haar_pool,
-        IMAGE,
+        (2, 6, 8, 3),
         "f4",
         dict(),
-        {"AveragePool": 1, "Mul": 1, "Transpose": 2},
+        {"AveragePool": 1, "Mul": 2, "Transpose": 2},
     ),
 ]
 
@@ -164,7 +164,6 @@ COMPOSED = {
     "nothing": lambda x: jp.max_pool(x, (2, 2), (1, 1), 1, window_dilation=9)[:, :1],
     "int sum": lambda x: jp.sum_pool((x * 9).astype(int), (3, 2), (2, 2), "SAME"),
     "monoid": lambda x: jp.pool(x, 1.0, lax.mul, (2, 3), (2, 2)),
-    "int64": lambda x: jp.max_pool((x * 9).astype(jnp.uint32), (2, 2)),
 }
 
 
@@ -291,7 +290,7 @@ def several(x):
         lax.dynamic_update_slice(x, x[:, :1] * 2, (0, start, 0, 0)),
         lax.dynamic_update_slice(x, x[:, :1, :2] * 2, (0, 3, 1, 0)),
         jnp.roll(x, 1, 1),
-        jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), "reflect"),
+        jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), "edge"),
         lax.pad(x, 1.0, ((0, 0, 0), (1, 2, 1), (0, -1, 2), (0, 0, 0))),
         jnp.tile(x, (1, 1, 2, 1)),
         jnp.split(x, [2, 3], 2)[1],
@@ -442,8 +441,9 @@ def test_what_no_pool_can_do_is_composed(name, tmp_path, relaxed):
 
 
 def op_cases():
+    early = representatives() - {"roi_align", "stochastic_pool"}  # slow to compile
     for case in typical():
-        late = case.op.name not in representatives()
+        late = case.op.name not in early
         marks = [pytest.mark.full] if late else []
         yield pytest.param(case, id=case.op.name, marks=marks)
 
@@ -515,13 +515,13 @@ REFUSED = {
         draw(2, 3),
         "does not take a batch of any size",
     ),
-    "pooled batch": (lambda x: jp.max_pool(x, (2,)), draw(5, 3), "batch of any size"),
+    "pooled batch": (lambda x: jp.max_pool(x, (2,), (2,)), draw(5, 3), "of any size"),
     "bfloat16": (
         max_of,
         jnp.asarray(draw(*IMAGE), jnp.bfloat16),
         "convert within `fn`",
     ),
-    "NaN": (max_of, np.full(IMAGE, np.nan, np.float32), "ONNX disagrees with JAX"),
+    "NaN": (max_of, np.where(draw(*IMAGE) > 1, np.nan, 1), "ONNX disagrees with JAX"),
     "batch of one": (
         lambda x: jp.avg_pool(x, (2, 2)) * (len(x) == 2),
         draw(*IMAGE),
@@ -585,7 +585,7 @@ def test_arguments():
 
 def test_tolerance(tmp_path):
     x = draw(*IMAGE)
-    f = functools.partial(jp.avg_pool, window_shape=(3, 3))
+    f = jp.global_lse_pool
     error = to_onnx(f, x, out=tmp_path / "a.onnx").error
     assert 0 < error < 1e-6
     with pytest.raises(DeployError, match="0 is tolerated"):
