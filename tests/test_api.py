@@ -18,7 +18,7 @@ from jaxpool._core.op import OPS
 ROOT = Path(jaxpool.__file__).parent
 # Imports run from a later layer to an earlier one, never back.
 LAYERS = [
-    ["_core/window", "_core/op", "_core/plain"],
+    ["_core/window", "_core/op", "_core/plain", "_core/files"],
     ["_core/geometry"],
     ["_core/numerics", "_core/stages"],
     ["_core/lowering"],
