@@ -1,15 +1,15 @@
 """StableHLO by `jax.export`: what XLA compiles, for JAX and other users of XLA."""
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from jaxpool._core.window import fail
@@ -82,7 +82,8 @@ def to_stablehlo(
         raise fail(caller, "platforms", rule, tuple(platforms))
     shapes = _shapes(arrays) if dynamic_batch else arrays
     try:
-        module = exported(fn, shapes, platforms)
+        with _no_source_lines():
+            module = exported(fn, shapes, platforms)
     except DeployError:
         raise
     except Exception as error:
@@ -104,6 +105,18 @@ def to_stablehlo(
             error = max(error, seen)
     write(Path(out), contents)
     return Artefact(Path(out), _nodes(module), error)
+
+
+@contextlib.contextmanager
+def _no_source_lines() -> Iterator[None]:
+    """Within this context, what is exported holds no names of files on this machine."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def _shapes(arrays):
