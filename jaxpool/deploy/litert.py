@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -143,7 +144,8 @@ def _run(model, batch):
         with warnings.catch_warnings(action="ignore"):
             return litert_model.run(model, SIGNATURE, batch)
     except (RuntimeError, ValueError) as error:
-        raise DeployError(f"LiteRT: its runtime refuses the model: {error}.") from error
+        why = str(error).splitlines()[0].rstrip(".")
+        raise DeployError(f"LiteRT: its runtime refuses the model: {why}.") from error
 
 
 def _in_int8(model, batches):
@@ -166,12 +168,9 @@ def _in_int8(model, batches):
         quiet = {**os.environ, "TQDM_DISABLE": "1"}
         child = subprocess.run(command, capture_output=True, text=True, env=quiet)
         if child.returncode or not made.exists():
-            lines = child.stderr.strip().splitlines()
-            last = (
-                lines[-1] if lines and child.returncode > 0 else "it ends the process"
-            )
-            problem = f"LiteRT: its runtime refuses the model in int8: {last}."
-            raise DeployError(problem)
+            raised = re.findall(r"^\w+(?:Error|Exception): (.*)", child.stderr, re.M)
+            why = raised[-1].rstrip(".") if raised else "it ends the process"
+            raise DeployError(f"LiteRT: its runtime refuses the model in int8: {why}.")
         with np.load(made) as file:
             count = sum(name.startswith("output_0_") for name in file)
             actual = [

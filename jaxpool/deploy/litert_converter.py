@@ -30,12 +30,12 @@ def convert(module: export.Exported) -> bytes:
     context = ir.Context()
     api.prepare_mlir_context(context)
     with context:
-        program = stablehlo.deserialize_portable_artifact(
-            context, module.mlir_module_serialized
-        )
-        api.set_signature(program.operation, SIGNATURE, *names)
         passes = manager.PassManager("builtin.module")
         try:
+            program = stablehlo.deserialize_portable_artifact(
+                context, module.mlir_module_serialized
+            )
+            api.set_signature(program.operation, SIGNATURE, *names)
             api.run_convert_to_tfl_passes(program, passes, api.ConvertToTFLConfig())
             return bytes(api.export_flatbuffer_to_bytes(program.operation))
         except ValueError as error:
@@ -84,6 +84,9 @@ def reason(error: str, program: str) -> str:
     missing = re.search(r"(?:TF Select|Custom) ops: (.*)", error)
     if missing:
         return f"the runtime has no {missing[1].strip()}"
+    foreign = re.search(r"stablehlo.custom_call @([\w.$]+)", program)
+    if foreign:
+        return f"the converter knows no {foreign[1]}, which belongs to XLA"
     if "stablehlo.while" in program:
         return "the converter writes no loops (lax.scan, lax.map, lax.while_loop)"
     return f"the converter failed: {' '.join(error.split())[:300]}"

@@ -4,6 +4,7 @@ Without JAX and without the rest of jaxpool, so that the program starts fast.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import sys
@@ -26,7 +27,8 @@ def run(model: bytes, signature: str, inputs: Arrays) -> list[np.ndarray]:
     given = {}
     for i, x in enumerate(inputs):
         details = runner.get_input_details()[f"input_{i}"]
-        given[f"input_{i}"] = _quantized(x, *details["quantization"], details["dtype"])
+        scale, zero = details["quantization"]
+        given[f"input_{i}"] = _quantized(x, scale, zero, details["dtype"])
     outputs, details = runner(**given), runner.get_output_details()
     names = [f"output_{i}" for i in range(len(outputs))]
     return [_real(outputs[n], *details[n]["quantization"]) for n in names]
@@ -48,8 +50,7 @@ def _real(y, scale, zero):
 
 def kinds(model: bytes) -> dict[str, int]:
     """How often each kind of node is in it; a quantized one's floats by themselves."""
-    from ai_edge_litert import schema_py_generated as schema
-
+    schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
     names = {
         code: name
         for name, code in vars(schema.BuiltinOperator).items()
@@ -90,10 +91,10 @@ def quantize(
         work.load_quantization_recipe(recipe.static_wi8_ai8())
         data = [{f"input_{i}": x for i, x in enumerate(b)} for b in batches]
         ranges = work.calibrate({signature: data}, num_threads=1)
-    result = work.quantize(
+    made: Any = work.quantize(
         ranges, enable_progress_bar=False, enable_progress_report=False
     )
-    return bytes(result.quantized_model)
+    return bytes(made.quantized_model)
 
 
 def main(given: str, made: str) -> None:
