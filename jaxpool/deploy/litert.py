@@ -110,7 +110,10 @@ def to_litert(
             model = litert_model.quantize(model, SIGNATURE, dtype)
         actual = [_run(model, batch) for batch in batches]
     # All batches at once: steps of int8 are parts of the range of all.
-    expected, actual = (list(map(np.stack, zip(*y))) for y in (expected, actual))
+    expected, actual = (
+        [np.stack(parts) for parts in zip(*outputs, strict=True)]
+        for outputs in (expected, actual)
+    )
     error = check_agreement("LiteRT", expected, actual, tolerance)
     write(Path(out), model)
     return Artefact(Path(out), litert_model.kinds(model), error)

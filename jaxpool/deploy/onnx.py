@@ -90,10 +90,7 @@ def onnx_model(
     dynamic = _dynamic(arrays, dynamic_batch)
     closed, tree = _program(fn, arrays, dynamic)
     graph = Graph(opset)
-    values, given = (
-        [],
-        zip(_names(fn, len(arrays)), arrays, closed.in_avals, strict=True),
-    )
+    values, given = [], zip(_names(fn, len(arrays)), arrays, closed.in_avals, strict=True)
     for name, x, aval in given:
         name = graph.name(name)
         values.append(graph.value(name, aval))

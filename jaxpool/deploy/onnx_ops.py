@@ -135,9 +135,7 @@ def _evaluated(eqn: Any, values: Sequence[Value]):
 @contextlib.contextmanager
 def x64():
     """64-bit types, and promotion as NumPy has it, for what is written here."""
-    context = (
-        jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-    )
+    context = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with (
         context(True),
         jax.numpy_dtype_promotion("standard"),
@@ -248,7 +246,9 @@ def _integer_pow(g, eqn, x):
     y, dtype = eqn.params["y"], _WIDE.get(str(eqn.outvars[0].aval.dtype))
     if y == 2:
         return g.node("Mul", x, x)
-    return g.node("Pow", x, g.number(np.asarray(y, dtype or eqn.outvars[0].aval.dtype)))
+    return g.node(
+        "Pow", x, g.number(np.asarray(y, dtype or eqn.outvars[0].aval.dtype))
+    )
 
 
 def _is_finite(g, eqn, x):
@@ -521,9 +521,7 @@ def _spread(x, value, padding_config):
         size = x.shape[axis]
         if inner and size > 1:
             x = lax.expand_dims(x, [axis + 1])
-            after = [
-                (0, inner, 0) if a == axis + 1 else (0, 0, 0) for a in range(x.ndim)
-            ]
+            after = [(0, inner, 0) if a == axis + 1 else (0, 0, 0) for a in range(x.ndim)]
             x = lax.pad(x, value, after)
             shape = list(x.shape)
             shape[axis : axis + 2] = [size * (inner + 1)]
@@ -684,10 +682,7 @@ def _conv(g, eqn, x, kernel):
     wide = np.dtype(_WIDE.get(str(aval.dtype), aval.dtype))
     if p["batch_group_count"] != 1 or not np.issubdtype(wide, np.floating):
         raise DeployError("`to_onnx`: a convolution of integers, or grouped by batch.")
-    numbers, x, kernel = (
-        p["dimension_numbers"],
-        *(astype(g, v, wide) for v in (x, kernel)),
-    )
+    numbers, x, kernel = p["dimension_numbers"], *(astype(g, v, wide) for v in (x, kernel))
     if any(d > 1 for d in p["lhs_dilation"]):
         return _conv_transpose(g, eqn, x, kernel)
     lows, highs = zip(*p["padding"], strict=True)
@@ -719,11 +714,8 @@ def _conv_transpose(g, eqn, x, kernel):
     more = [max(-high, 0) for high in highs]
     steps = zip(more, spread, strict=True)
     strided = any(s != 1 for s in p["window_strides"])
-    if (
-        strided
-        or p["feature_group_count"] != 1
-        or min(lows) < 0
-        or any(n >= s for n, s in steps)
+    if strided or p["feature_group_count"] != 1 or min(lows) < 0 or any(
+        n >= s for n, s in steps
     ):
         return traced(g, functools.partial(_spread_conv, **p), x, kernel)
     if is_constant(kernel):
@@ -791,9 +783,7 @@ def _gather(g, eqn, x, indices):
     offset = dict(zip(kept, d.offset_dims, strict=True))
     rest = [a for a in range(len(aval.shape)) if a not in d.offset_dims]
     assert len(rest) == batch
-    order = [
-        a for stored in layout for a in (rest if stored == axis else [offset[stored]])
-    ]
+    order = [a for stored in layout for a in (rest if stored == axis else [offset[stored]])]
     return g.value(name, aval, layout=tuple(order))
 
 
@@ -820,9 +810,7 @@ def _places(shape, indices, window, d, into, batching, mode):
         inside = inside & (index >= 0) & (index <= last)
         first = first + jnp.clip(index, 0, last) * strides[axis]
     for axis, place in batching:
-        first = (
-            first + lax.broadcasted_iota(jnp.int32, first.shape, place) * strides[axis]
-        )
+        first = first + lax.broadcasted_iota(jnp.int32, first.shape, place) * strides[axis]
     rank = first.ndim + len(offset_dims)
     batch = [a for a in range(rank) if a not in offset_dims]
     kept = [a for a in range(len(shape)) if a not in collapsed]
@@ -885,9 +873,7 @@ def _scatter(reduction: str, function: Rule) -> Rule:
         names = [g.tensor(astype(g, x, wide)), g.tensor(squeeze(g, indices, [-1]))]
         names.append(g.tensor(astype(g, updates, wide)))
         name = g.node("ScatterElements", *names, axis=0, reduction=reduction)
-        return g.value(
-            name if wide == x.dtype else g.cast(name, x.dtype), eqn.outvars[0].aval
-        )
+        return g.value(name if wide == x.dtype else g.cast(name, x.dtype), eqn.outvars[0].aval)
 
     return rule
 
@@ -899,9 +885,7 @@ def _scatter_flat(function, x, indices, updates, *, dimension_numbers, mode, **u
     sizes = [1] * x.ndim
     for axis, place in zip(kept, d.update_window_dims, strict=True):
         sizes[axis] = updates.shape[place]
-    batching = zip(
-        d.operand_batching_dims, d.scatter_indices_batching_dims, strict=True
-    )
+    batching = zip(d.operand_batching_dims, d.scatter_indices_batching_dims, strict=True)
     window = (sizes, d.update_window_dims, collapsed)
     into = d.scatter_dims_to_operand_dims
     place, inside = _places(x.shape, indices, window, d, into, batching, mode)
@@ -1163,9 +1147,7 @@ def _shift(g, eqn, x, n):
         return jnp.floor_divide(x, power)
 
     if not is_constant(n):
-        raise DeployError(
-            f"`to_onnx`: `{eqn.primitive.name}` by what an input decides."
-        )
+        raise DeployError(f"`to_onnx`: `{eqn.primitive.name}` by what an input decides.")
     by = np.asarray(np.left_shift(np.int64(1), np.asarray(n.data, np.int64)))
     if right:
         function = lambda x: jnp.floor_divide(x.astype(jnp.int64), by)  # noqa: E731

@@ -282,11 +282,7 @@ def _any_fold(g: Graph, eqn: Any, *values: Value):
     """`lax.reduce_window` with a function: of all taps of a window, in order."""
     p, n = eqn.params, len(values) // 2
     reducer = p["jaxpr"]
-    closed = (
-        reducer
-        if hasattr(reducer, "consts")
-        else core.ClosedJaxpr(reducer, p["consts"])
-    )
+    closed = reducer if hasattr(reducer, "consts") else core.ClosedJaxpr(reducer, p["consts"])
     function = core.jaxpr_as_fun(closed)
 
     def folded(*operands):
