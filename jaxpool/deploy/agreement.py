@@ -110,7 +110,7 @@ def _error(what: str, expected: Any, actual: Any) -> tuple[float, tuple[int, ...
     largest = np.max(np.abs(e), where=np.isfinite(e), initial=0.0)
     difference = np.abs(np.where(finite, e, 0) - np.where(finite, a, 0))
     # Where nothing but 0 is expected there is no scale: the difference stands as it is.
-    relative = difference / (largest or 1.0)
+    relative = np.asarray(difference / (largest or 1.0))
     relative[~same & (exact | ~finite)] = np.inf
     place = np.unravel_index(np.argmax(relative), relative.shape)
     return float(relative[place]), tuple(int(i) for i in place)
