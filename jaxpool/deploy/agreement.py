@@ -78,10 +78,12 @@ def check_agreement(
     errors = [_error(f"{target}: output {i}", *pair) for i, pair in enumerate(pairs)]
     for i, (error, where) in enumerate(errors):
         if error > tolerance:
+            allowed = f"by {error:.2g} of its largest value, where {tolerance:.2g} is"
+            if error == np.inf:
+                allowed = "where nothing is"
             problem = (
-                f"{target} disagrees with JAX: output {i} differs by {error:.2g} of "
-                f"its largest value at {where}, where {tolerance:.2g} is tolerated. "
-                f"There it is {_at(actual[i], where)}, and JAX gives "
+                f"{target} disagrees with JAX: output {i} differs {allowed} tolerated; "
+                f"at {where} it is {_at(actual[i], where)}, and JAX gives "
                 f"{_at(expected[i], where)}."
             )
             raise DeployError(problem)
