@@ -1,6 +1,5 @@
 """`jaxpool.deploy`: every file is run in its own runtime, and compared with JAX."""
 
-import os
 import re
 import sys
 import types
@@ -49,26 +48,21 @@ class Net(nnx.Module):
 def trained():
     """The network after a few steps on real digits, with data to test it on."""
     data, model = load("digits"), Net(nnx.Rngs(0))
-    x, labels = data.x_train, data.y_train
-    graph, params, state = nnx.split(model, nnx.Param, ...)
-    adam = optax.adam(1e-2)
+    # Not Adam: Optax's promotes dtypes, which is an error in these tests.
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
 
-    @jax.jit
-    def step(params, state, moments):
-        def loss(params):
-            model = nnx.merge(graph, params, state)
+    @nnx.jit
+    def step(model, optimizer, x, labels):
+        def loss(model):
             logits = model(x)
-            costs = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return costs.mean(), nnx.split(model, nnx.Param, ...)[2]
+            cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return cost.mean()
 
-        gradients, state = jax.grad(loss, has_aux=True)(params)
-        updates, moments = adam.update(gradients, moments, params)
-        return optax.apply_updates(params, updates), state, moments
+        optimizer.update(model, nnx.grad(loss)(model))
 
-    moments = adam.init(params)
-    for _ in range(60):
-        params, state, moments = step(params, state, moments)
-    model = nnx.merge(graph, params, state)
+    for i in range(60):
+        part = slice(i % 10 * 128, i % 10 * 128 + 128)
+        step(model, optimizer, data.x_train[part], data.y_train[part])
     model.eval()
     return model, data
 
@@ -148,7 +142,7 @@ def test_stablehlo_of_one_batch_size(tmp_path):
     read = export.deserialize(bytearray(out.read_bytes()))
     assert read.platforms == ("cpu", "tpu")
     np.testing.assert_array_equal(read.call(X)[0], apart(X))
-    with pytest.raises(ValueError, match="[Ss]hape"):
+    with pytest.raises(ValueError, match=r"[Ss]hape"):
         read.call(X[:1])
 
 
@@ -208,8 +202,8 @@ def test_stablehlo_refusals(tmp_path):
         to_stablehlo(pool, out=out)
     with pytest.raises(ValueError, match="`tolerance` must be a number, at least 0"):
         to_stablehlo(pool, X, out=out, tolerance=-1)
+    out.write_text("")
     with pytest.raises(OSError, match="f/g"):
-        out.write_text("")
         to_stablehlo(pool, X, out=out / "g")
 
 
@@ -246,22 +240,22 @@ FORMS = {
     ),
     "channels first": (
         lambda x: jaxpool.max_pool(x, (2, 2), (2, 2), axis=(2, 3)),
-        {"TRANSPOSE": 2, MAX: 1},
+        {MAX: 1},
     ),
     "one axis": (
         lambda x: jaxpool.avg_pool(x, (3,), (2,), axis=1),
-        {"RESHAPE": 2, AVG: 1},
+        {AVG: 1},
     ),
     "three axes": (
         lambda x: jaxpool.max_pool(x, (2, 2, 2), (2, 2, 2), axis=(1, 2, 3)),
-        {"RESHAPE": 3, MAX: 2},
+        {MAX: 2},
     ),
     "dilated": (
         lambda x: jaxpool.max_pool(x, (2, 2), window_dilation=2),
-        {"STRIDED_SLICE": 4, "MAXIMUM": 3},
+        {"SLICE": 4, "MAXIMUM": 3},
     ),
     "whole": (jaxpool.global_avg_pool, {"MEAN": 1}),
-    "largest of all": (jaxpool.global_max_pool, {MAX: 1, "RESHAPE": 1}),
+    "largest of all": (jaxpool.global_max_pool, {MAX: 1}),
 }
 
 
@@ -270,11 +264,9 @@ def test_litert_nodes(name, tmp_path):
     fn, nodes = FORMS[name]
     x = X[..., :1].repeat(2, -1) if name == "three axes" else X
     made = to_litert(fn, x, out=tmp_path / "f.tflite")
-    kept = {k: n for k, n in made.nodes.items() if k not in ("TRANSPOSE", "RESHAPE")}
-    arranged = ("TRANSPOSE", "RESHAPE")
-    assert kept == {k: n for k, n in nodes.items() if k not in arranged}
-    # How many of these it takes is up to the converter.
-    assert (made.nodes.keys() & set(arranged)) <= nodes.keys()
+    # How axes come to where these want them is up to the converter.
+    arrange = ("TRANSPOSE", "RESHAPE")
+    assert {k: n for k, n in made.nodes.items() if k not in arrange} == nodes
     assert made.error < 1e-6
     (y,) = litert_model.run(made.path.read_bytes(), "serving_default", [x])
     np.testing.assert_allclose(y, fn(x), rtol=1e-5, atol=1e-6)
