@@ -22,17 +22,20 @@ from types import FunctionType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpool._core.geometry import Geometry, adaptive_axis
 from jaxpool._core.op import OPS
-from jaxpool._core.window import Window, fail, resolve_axes
+from jaxpool._core.window import Window, resolve_axes
 from jaxpool.explain.fields import TAG
 
 __all__ = ["Call", "EmptyResult", "Recorder"]
 
 FLAX = "flax."
 """What the names of Flax's own pooling functions begin with."""
+
+_CALL = "__call__"
 
 
 class EmptyResult(ValueError):
@@ -128,18 +131,17 @@ class Recorder:
         undo = []
         try:
             for kind in kinds:
-                original = getattr(kind, "__call__", None)
-                if original is None:
+                if not callable(original := getattr(kind, _CALL, None)):
                     continue
-                undo.append((kind, kind.__dict__.get("__call__")))
-                kind.__call__ = self._reporting(original, paths)
+                undo.append((kind, kind.__dict__.get(_CALL)))
+                setattr(kind, _CALL, self._reporting(original, paths))
             yield
         finally:
             for kind, original in undo:
                 if original is None:
-                    del kind.__call__
+                    delattr(kind, _CALL)
                 else:
-                    kind.__call__ = original
+                    setattr(kind, _CALL, original)
 
     def _reporting(self, original: Callable[..., Any], paths: dict[int, str]):
         @functools.wraps(original)
@@ -168,7 +170,7 @@ class Recorder:
         bound.apply_defaults()
         edit = self.edits.get(len(self.calls), {})
         given = {**bound.arguments, **edit}
-        other = self.swaps.get(name.removeprefix(FLAX), self.swaps.get(name))
+        other = self.swaps.get(name) or self.swaps.get(name.removeprefix(FLAX))
         if other:
             call.name, run = other, OPS[other].fn
             given = _taken_by(other, given)
@@ -207,7 +209,7 @@ class Recorder:
             args, kwargs = self._mark((args, kwargs), index, "in")
             result = self._mark(run(*args, **kwargs), index, "out")
             if call.after and 0 in call.after and 0 not in (call.before or (0,)):
-                raise EmptyResult(f"gives {call.after}, which has no elements.")
+                raise EmptyResult(f"is {call.after}, which has no elements")
         except Exception:
             if self.failed is None:
                 self.failed = index
@@ -233,14 +235,17 @@ class Recorder:
 
 
 def _is_key(x: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _taken_by(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, for another op."""
     op = OPS[name]
     first, *_ = given
-    settings = {"x": given[first], **({} if isinstance(op.compare, str) else op.compare)}
+    settings = {
+        "x": given[first],
+        **({} if isinstance(op.compare, str) else op.compare),
+    }
     if op.takes_key:
         settings["key"] = jax.random.key(0)
     taken = inspect.signature(op.fn).parameters
@@ -253,7 +258,7 @@ def _geometry(name: str, given: Mapping[str, Any], x: Any) -> Geometry | None:
     op = OPS.get(name.removeprefix(FLAX))
     names = [n for n in inspect.signature(Window.of).parameters if n != "caller"]
     with contextlib.suppress(TypeError, ValueError):
-        if "window_shape" in given and (op is None or op.kind != "global"):
+        if given.keys() >= {"window_shape", "strides", "padding"}:
             spec = {n: given[n] for n in names if n in given}
             return Geometry.of(Window.of(name, **spec), shape)
         if op is not None and op.kind == "adaptive":

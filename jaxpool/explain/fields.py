@@ -9,10 +9,11 @@ everything: what is said is then an upper bound, and said to be one.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jax.extend.core import Literal
@@ -120,10 +121,12 @@ class Field:
 
     def like(self, geometry: "Field") -> "Field":
         """The same with a receptive field's size and jump as `geometry` has them."""
-        if self.axis != geometry.axis:
-            return self
+        if self.axis != geometry.axis or self.spans.shape != geometry.spans.shape:
+            return self  # those are not its windows
         virtual = np.minimum(self.spans[2:], geometry.spans[2:])
-        return Field(self.axis, np.concatenate([self.spans[:2], virtual]), geometry.jump)
+        return Field(
+            self.axis, np.concatenate([self.spans[:2], virtual]), geometry.jump
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Event:
       seen_before, seen_after: what those see of the input.
       axes: the windows, of convolutions and `lax.reduce_window`.
       base: one more than the zeros between elements, as in a transposed convolution.
-      follows: the call whose result this takes as it is, or None.
+      follows: the call whose result this alone takes, as it is, or None.
     """
 
     call: int | None
@@ -194,37 +197,35 @@ def walk(
     return walker.events, results
 
 
-Value = Callable[[], Any]  # of a constant, computed when it is asked for
-
-
 @dataclass
 class _Walker:
     geometries: Sequence[Geometry | None]
     events: list[Event] = field(default_factory=list)
     open: list[int] = field(default_factory=list)  # calls, the innermost last
     starts: dict[int, Event] = field(default_factory=dict)
-    made: dict[Any, int] = field(default_factory=dict)  # variables by call
+    made: dict[Any, int] = field(default_factory=dict)  # what calls gave, by variable
+    uses: Counter[Any] = field(default_factory=Counter)  # of variables
 
     def program(
         self,
         jaxpr: Any,
         consts: Sequence[Any],
         deps: Sequence[Dep | None],
-        values: Sequence[Value | None],
-    ) -> tuple[list[Dep | None], list[Value | None]]:
+        values: "Sequence[_Value | None]",
+    ) -> "tuple[list[Dep | None], list[_Value | None]]":
         seen: dict[Any, Dep | None] = dict(zip(jaxpr.invars, deps, strict=True))
-        known: dict[Any, Value | None] = dict(zip(jaxpr.invars, values, strict=True))
+        known: dict[Any, _Value | None] = dict(zip(jaxpr.invars, values, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            known[var] = functools.partial(lambda c: c, const)
+            known[var] = _Value(const)
 
         def dep(v):
             return None if isinstance(v, Literal) else seen.get(v)
 
         def value(v):
-            if isinstance(v, Literal):
-                return functools.partial(lambda v: v.val, v)
-            return known.get(v)
+            return _Value(v.val) if isinstance(v, Literal) else known.get(v)
 
+        used = [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
+        self.uses.update(v for v in used if not isinstance(v, Literal))
         for eqn in jaxpr.eqns:
             ins, given = [*map(dep, eqn.invars)], [*map(value, eqn.invars)]
             outs, made = self._equation(eqn, ins, given)
@@ -260,6 +261,8 @@ class _Walker:
 
     def _result(self, at: "_At") -> Dep | None:
         result = None
+        if 0 in at.out:
+            return None
         for i, dep in enumerate(at.ins):
             if dep is None:
                 continue
@@ -278,11 +281,15 @@ class _Walker:
         call, way, which = eqn.params["name"].removeprefix(TAG).split(":")
         call, which = int(call), int(which)
         (x,), (y,) = eqn.invars, eqn.outvars
+        if isinstance(x, Literal):
+            return dep
         shape, geometry = tuple(x.aval.shape), self.geometries[call]
-        origin = None if isinstance(x, Literal) else self.made.get(x)
+        origin = self.made.get(x) if self.uses[x] == 1 else None
         if way == "in":
             if which == 0:
-                self.starts[call] = Event(call, "", shape, (), dep, None, follows=origin)
+                self.starts[call] = Event(
+                    call, "", shape, (), dep, None, follows=origin
+                )
                 self.open.append(call)
         elif call in self.open:
             del self.open[self.open.index(call) :]
@@ -316,13 +323,15 @@ class _Walker:
 
 
 def _as_laid(dep: Dep, before: Dep, geometry: Geometry, ndim: int) -> Dep:
-    """`dep`, of windows over `before`, with sizes and jumps as the windows have them."""
+    """`dep`, of windows over `before`, with the sizes and jumps of the windows."""
     by_axis = {ndim + a.axis: a for a in geometry.axes}
-    fields = tuple(
-        new.like(old.window(by_axis[old.axis], old.axis)) if old.axis in by_axis else new
-        for new, old in zip(dep.fields, before.fields, strict=True)
-    )
-    return Dep(fields, dep.rough)
+    fields = []
+    for new, old in zip(dep.fields, before.fields, strict=True):
+        axis = old.axis
+        if axis is not None and axis in by_axis:
+            new = new.like(old.window(by_axis[axis], axis))
+        fields.append(new)
+    return Dep(tuple(fields), dep.rough)
 
 
 def _join(a: Dep | None, b: Dep | None) -> Dep | None:
@@ -343,20 +352,55 @@ def _inner(eqn) -> tuple[Any, Sequence[Any]] | None:
     return None
 
 
-def _values(eqn, given) -> list[Value | None]:
+def _values(eqn, given: Sequence["_Value | None"]) -> "list[_Value | None]":
     """The values of an operation on constants, if they are small enough to compute."""
     sizes = [math.prod(v.aval.shape) for v in eqn.outvars]
-    if any(v is None for v in given) or max(sizes, default=0) > _MOST_KNOWN:
+    nested = any(hasattr(getattr(p, "jaxpr", p), "eqns") for p in eqn.params.values())
+    if nested or None in given or max(sizes, default=0) > _MOST_KNOWN:
         return [None] * len(sizes)
+    operation = _Operation(eqn, cast(Any, given))
+    return [_Value(operation, j) for j in range(len(sizes))]
 
-    @functools.cache
-    def compute():
-        operands = [v() for v in given]
-        functions, params = eqn.primitive.get_bind_params(eqn.params)
-        results = eqn.primitive.bind(*functions, *operands, **params)
-        return results if eqn.primitive.multiple_results else [results]
 
-    return [functools.partial(lambda j: compute()[j], j) for j in range(len(sizes))]
+@dataclass(eq=False)
+class _Operation:
+    """An operation on constants, which is computed when it is asked for."""
+
+    eqn: Any
+    operands: "Sequence[_Value]"
+    results: list[Any] | None = None
+
+    def compute(self) -> list[Any]:
+        waiting = [self]  # no recursion: chains may be long
+        while waiting:
+            last = waiting[-1]
+            behind = [
+                v.source for v in last.operands if isinstance(v.source, _Operation)
+            ]
+            behind = [o for o in behind if o.results is None]
+            waiting += behind
+            if not behind:
+                last._bind()
+                waiting.pop()
+        return cast(list[Any], self.results)
+
+    def _bind(self) -> None:
+        if self.results is None:
+            primitive = self.eqn.primitive
+            operands = [v.get() for v in self.operands]
+            results = primitive.bind(*operands, **self.eqn.params)
+            self.results = results if primitive.multiple_results else [results]
+
+
+@dataclass(eq=False)
+class _Value:
+    """A constant: a result of an operation, or `source` itself."""
+
+    source: Any
+    j: int | None = None
+
+    def get(self) -> Any:
+        return self.source if self.j is None else self.source.compute()[self.j]
 
 
 @dataclass
@@ -366,7 +410,7 @@ class _At:
     eqn: Any
     j: int
     ins: Sequence[Dep | None]
-    given: Sequence[Value | None]
+    given: "Sequence[_Value | None]"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -383,7 +427,7 @@ class _At:
         """The value of an operand that does not depend on the input, if known."""
         value = self.given[i]
         size = math.prod(self.shape(i))
-        return None if value is None or size > _MOST_KNOWN else np.asarray(value())
+        return None if value is None or size > _MOST_KNOWN else np.asarray(value.get())
 
 
 Rule = Callable[[Field, _At, int], Field | None]
@@ -402,8 +446,13 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def _same(f, at, i):
-    """Element by element."""
-    return f if at.shape(i) == at.out else None
+    """Element by element; sizes of 1 are repeated."""
+    shape, out = at.shape(i), at.out
+    if len(shape) != len(out):
+        return None
+    if any(n not in (1, m) for n, m in zip(shape, out, strict=True)):
+        return None
+    return f if shape[f.axis] == out[f.axis] else f.everywhere
 
 
 def _moved(f: Field, axis: int) -> Field:
@@ -508,6 +557,17 @@ def _dynamic_slice(f, at, i):
     return f.read(f.axis, start + np.arange(at.out[f.axis])[:, None], 1)
 
 
+@_rule("dynamic_update_slice")
+def _dynamic_update_slice(f, at, i):
+    if i != 1:  # what is overwritten is seen all the same, for all that is said here
+        return f if i == 0 else f.everywhere
+    start = at.constant(2 + f.axis)
+    if start is None:
+        return None
+    start = min(max(int(start), 0), at.out[f.axis] - at.shape(1)[f.axis])
+    return _among(f, f.axis, start, at)
+
+
 @_rule("pad")
 def _pad(f, at, i):
     if i:
@@ -523,10 +583,19 @@ def _concatenate(f, at, i):
     axis = at.params["dimension"]
     if f.axis != axis:
         return f
-    offset = sum(at.shape(k)[axis] for k in range(i))
+    return _among(f, axis, sum(at.shape(k)[axis] for k in range(i)), at)
+
+
+def _among(f, axis, offset, at):
+    """Put into a larger array, from `offset` on."""
     positions = np.arange(at.out[axis])[:, None] - offset
-    holes = (positions < 0) | (positions >= at.shape(i)[axis])
+    holes = (positions < 0) | (positions >= f.spans.shape[1])
     return f.read(axis, positions, 1, holes)
+
+
+@_rule("stack")
+def _stack(f, at, i):
+    return _moved(f, f.axis + (f.axis >= at.params["axis"] % len(at.out)))
 
 
 @_rule("split")
@@ -625,7 +694,11 @@ def _gather(f, at, i):
         return f.read(numbers.offset_dims[kept.index(f.axis)], positions, 1)
     axis, _ = _tightest(f.spans[:, start])
     if axis is None:
-        return f.everywhere if start.size > 1 else f.read(0, start.reshape(1, 1), 1).everywhere
+        return (
+            f.everywhere
+            if start.size > 1
+            else f.read(0, start.reshape(1, 1), 1).everywhere
+        )
     positions = np.moveaxis(start, axis, 0).reshape(start.shape[axis], -1)
     steps = set(np.diff(positions[:, 0]).tolist())
     even = steps.pop() if len(steps) == 1 else None

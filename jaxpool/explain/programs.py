@@ -5,18 +5,16 @@ train: pools and dropout that sample are deterministic, and norms take running a
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxpool._core.window import fail
 from jaxpool.explain.calls import Recorder
 
-__all__ = ["Program", "program"]
+__all__ = ["Program", "is_linen", "is_nnx", "program"]
 
 _EVALUATING = {
     "train": False,
@@ -57,9 +55,9 @@ def program(
     Raises:
       TypeError: for what is no model.
     """
-    if _is_linen(model):
+    if is_linen(model):
         return _linen(model, x, _with_mode(type(model).__call__, options, training))
-    if _is_nnx(model):
+    if is_nnx(model):
         mode = _with_mode(type(model).__call__, options, training)
         return _nnx(model, mode, training)
     if not callable(model):
@@ -83,11 +81,13 @@ def _with_mode(
     return {**mode, **options}
 
 
-def _is_linen(model: Any) -> bool:
+def is_linen(model: Any) -> bool:
+    """Whether it is a module of Flax Linen; imports nothing."""
     return _stands_on(model, "flax.linen.module")
 
 
-def _is_nnx(model: Any) -> bool:
+def is_nnx(model: Any) -> bool:
+    """Whether it is a module of Flax NNX; imports nothing."""
     return _stands_on(model, "flax.nnx.module")
 
 
@@ -137,4 +137,4 @@ def _nnx(model: Any, options: dict[str, Any], training: bool) -> Program:
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,12 +1,12 @@
 """One look at a program for one input: the calls, the windows, and where it breaks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from jaxpool.explain.calls import Call, Recorder
+from jaxpool.explain.calls import Call, EmptyResult, Recorder
 from jaxpool.explain.fields import Dep, Event, walk
 from jaxpool.explain.programs import Program
 
@@ -66,6 +66,8 @@ def trace(
     argument = len(jax.tree.leaves((program.weights, program.rest)))
     events, results = walk(jaxpr, argument, axes, recorder.geometries)
     shape = tuple(jaxpr.out_avals[0].shape) if jaxpr.out_avals else None
+    if shape and 0 in shape and not raised:
+        raised.append(EmptyResult(f"is {shape}, which has no elements"))
     result = results[0] if results else None
     error = raised[0] if raised else None
     failed = recorder.failed if raised else None
