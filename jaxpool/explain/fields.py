@@ -536,6 +536,8 @@ def _tightest(grid: np.ndarray) -> tuple[int | None, np.ndarray]:
         if spans.shape[1] > 1 or grid[0].size == 1:
             if best[0] is None or spans.mean(1).sum() > best[1].mean(1).sum():
                 best = axis, spans
+    if best[0] is not None and grid[0].size > 1 and not np.ptp(best[1], 1).any():
+        return None, best[1][:, :1]  # all see the same
     return best
 
 
