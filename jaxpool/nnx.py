@@ -6,6 +6,7 @@ Classes are made from the op table; `help(jaxpool.nnx.MaxPool)` shows its argume
 """
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import jax
@@ -49,6 +50,14 @@ class PoolModule(nnx.Module):
         """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
         return self._op.fn(*inputs, **named, **self._config(), **masks)
+
+    def __nnx_repr__(self) -> Iterator[Any]:
+        """Yields what `repr` shows: the arguments that are no defaults."""
+        defaults = {n: p.default for n, p in self.__signature__.parameters.items()}
+        for part in super().__nnx_repr__():
+            name = getattr(part, "key", None)
+            if name not in defaults or not _equal(part.value, defaults[name]):
+                yield part
 
     def _config(self) -> dict[str, Any]:
         config = {name: _value(getattr(self, name)) for name in self._op.config}
@@ -121,6 +130,12 @@ class RandomPoolModule(PoolModule):
             "or (2) pass `deterministic=True`, or call `eval()`; "
             f"got rngs={rngs!r}."
         )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two settings are the same, with no look into arrays."""
+    plain = isinstance(a, bool | int | float | str) and type(a) is type(b)
+    return a is b or (plain and a == b)
 
 
 def _value(value: Any) -> Any:
