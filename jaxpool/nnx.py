@@ -134,8 +134,11 @@ class RandomPoolModule(PoolModule):
 
 def _equal(a: Any, b: Any) -> bool:
     """Whether two settings are the same, with no look into arrays."""
-    plain = isinstance(a, bool | int | float | str) and type(a) is type(b)
-    return a is b or (plain and a == b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a is b or (isinstance(a, bool | int | float | str) and a == b)
 
 
 def _value(value: Any) -> Any:

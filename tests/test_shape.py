@@ -1,18 +1,20 @@
 """`jaxpool.explain` and `jaxpool shape`: against what changes when inputs do."""
 
+import doctest
 import functools
+import importlib
 import itertools
 import json
 import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shape_page
 from flax import linen as nn
 from flax import nnx
 from jax import lax
@@ -228,3 +230,410 @@ def test_every_op_sees_no_more_than_is_said(name):
     assert (truth[1] <= last).all()
     if OPS[name].kind in ("window", "adaptive") and not traced.result.rough:
         np.testing.assert_array_equal((first, last), truth)
+
+
+# Windows, findings and mends.
+
+
+def test_windows_of_a_layer():
+    first, second = explain_chain((10, 11, 3), ["max:3/2:SAME", "avg:2/2"]).layers
+    rows, columns = first.windows
+    assert (rows.low, rows.high, rows.padded) == (0, 1, 1)
+    assert (columns.low, columns.high, columns.padded) == (1, 1, 2)
+    assert first.windows_padded == 5 * 6 - 4 * 4
+    assert second.output_shape == (1, 2, 3, 3)
+    assert [a.dropped for a in second.windows] == [1, 0]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_chain_has_the_shapes_of_its_functions(axes):
+    window = {"window_shape": (3,) * axes, "strides": (2,) * axes, "padding": 1}
+    x = jnp.ones((1, *(9, 12, 7)[:axes], 4))
+    y = jaxpool.max_pool(x, **window)
+    z = jaxpool.avg_pool(y, (2,) * axes, ceil_mode=True)
+    found = explain_chain(x.shape[1:], ["max:3/2p1", "avg:2:ceil", "global_max"])
+    shapes = [layer.output_shape for layer in found.layers]
+    assert shapes == [y.shape, z.shape, (1, 4)]
+
+
+def pairs():
+    """Chains of two pools, drawn at random."""
+    draw = random.Random(8)
+    for op in ("max", "min", "avg", "sum"):
+        for _ in range(12):
+            texts = []
+            for _ in range(2):
+                window, stride = draw.randint(1, 3), draw.randint(1, 3)
+                padding = draw.randint(0, 1) if op in ("max", "min") else 0
+                padding = min(padding, window - 1)
+                texts.append(f"{op}:{window}/{stride}p{padding}")
+            yield draw.randint(7, 13), op, texts
+    yield 8, "avg", ["avg:2/2p0", "avg:2/2p0"]
+    yield 9, "sum", ["sum:2/2p0", "sum:3/3p0"]
+
+
+def test_pools_in_a_row_are_the_one_that_is_said():
+    told = 0
+    for size, op, texts in pairs():
+        explanation = explain_chain((size, 2), texts)
+        row = [f for f in explanation.findings if "in a row" in f.why]
+        if not row:
+            continue
+        told += 1
+        numbers = re.search(
+            r"window (\d+), stride (\d+)(?:, padding (\d+)(?:\+(\d+))?)?$", row[0].why
+        )
+        window, stride, low, high = (int(n or 0) for n in numbers.groups())
+        padding = ((low, high if numbers[4] else low),)
+        x = jax.random.normal(jax.random.key(size), (1, size, 2))
+        one = getattr(jaxpool, f"{op}_pool")(x, (window,), (stride,), padding)
+        two = x
+        for text in texts:
+            step = parse(text, 1)
+            two = step.fn(two, **step.arguments)
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert told > 10
+
+
+def test_pools_whose_results_are_used_twice_are_kept():
+    def sppf(x):
+        a = jaxpool.max_pool(x, (5, 5), padding=2)
+        b = jaxpool.max_pool(a, (5, 5), padding=2)
+        return jnp.concatenate([x, a, b], -1)
+
+    assert not explain(sppf, (1, 16, 16, 2)).findings
+
+
+FINDINGS = {
+    "max:1": "pools nothing",
+    "max:2/2:ceil": "ceil_mode adds no window",
+    "max:2/3": "are in no window: stride 3 is more than window 2",
+    "adaptive_max:8": "is as large as its input",
+    "avg:8": "its window is its whole input",
+}
+
+
+@pytest.mark.parametrize("text", FINDINGS)
+def test_finds_a_pool_to_think_about(text):
+    (finding,) = explain_chain((8, 8, 3), [text]).findings
+    assert FINDINGS[text] in finding.why
+    assert finding.layer == f"1 {text}"
+
+
+def test_finds_windows_in_padding_alone():
+    (finding,) = explain_chain((2, 2, 3), ["max:2p3d4"]).findings
+    assert finding.why == "12 of 16 windows lie in padding alone"
+    y = jaxpool.max_pool(jnp.zeros((2, 2, 3)), (2, 2), padding=3, window_dilation=4)
+    assert (y[..., 0] < 0).sum() == 12
+
+
+def test_finds_layers_behind_a_single_element():
+    texts = ["max:8", "conv:3:SAME", "conv:3:SAME", "global_avg"]
+    _, alone, last = explain_chain((8, 8, 3), texts).findings
+    assert alone.layer == "2 conv:3:SAME"
+    assert "8 of 9 places of its windows are padding, like those of 1" in alone.why
+    assert "there is nothing to pool" in last.why
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["conv:3:SAME", "max:3/2p1", "avg:2/2"], ["max:5/3", "soft:3:SAME", "global_avg"]],
+)
+def test_finds_nothing_in_what_is_as_it_should_be(texts):
+    assert not explain_chain((29, 29, 3), texts).findings
+
+
+def test_each_mend_of_a_chain_mends_it():
+    texts = ["max:2/2", "max:2/2", "conv:3", "max:5d2"]
+    broken = explain_chain((32, 32, 3), texts).broken
+    assert broken.layer == "max:5d2"
+    assert broken.input_shape == (1, 6, 6, 3)
+    assert broken.why == "window 5x5, with dilation over 9x9, does not fit in 6x6"
+    assert broken.mends == (
+        "a window of at most 3x3",
+        "no dilation",
+        "padding 2x2 on both sides",
+        "padding SAME",
+        "an input of at least 44x44",
+    )
+    for last in ("max:3d2", "max:5", "max:5p2d2", "max:5d2:SAME"):
+        assert explain_chain((32, 32, 3), [*texts[:-1], last]).broken is None
+    for last in ("max:4d2", "max:5p1d2"):
+        assert explain_chain((32, 32, 3), [*texts[:-1], last]).broken
+    assert explain_chain((44, 44, 3), texts).broken is None
+    assert explain_chain((43, 43, 3), texts).broken
+
+
+def test_what_mends_a_layer_but_not_the_chain():
+    broken = explain_chain((4, 4, 3), ["max:5", "avg:3"]).broken
+    assert "a window of at most 4x4 (then avg:3 breaks)" in broken.partial
+    assert broken.mends == ("padding SAME", "an input of at least 7x7")
+
+
+# Models.
+
+
+class Block(nnx.Module):
+    def __init__(self, width, rngs):
+        self.first = nnx.Conv(width, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.second = nnx.Conv(width, width, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.second(nnx.relu(self.norm(self.first(x))))
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.block = Block(8, rngs)
+        self.pool = jaxpool.nnx.StochasticPool((2, 2), strides=(2, 2), rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(6 * 6 * 8, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = jaxpool.max_pool(self.stem(x), (3, 3), strides=(2, 2), padding="SAME")
+        x = nnx.max_pool(self.block(x), (2, 2), strides=(1, 1), padding="SAME")
+        x = self.drop(self.pool(x))
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+class InLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3), name="stem")(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = jaxpool.linen.GeMPool((2, 2), strides=(2, 2))(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(10, name="head")(jaxpool.global_avg_pool(x))
+
+
+@pytest.fixture
+def flax_promotes():
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+flax = pytest.mark.usefixtures("flax_promotes")
+
+
+@flax
+def test_layers_of_an_nnx_model():
+    model = Network(nnx.Rngs(0))
+    before = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    explanation = explain(model, (2, 24, 24, 3))
+    shown = [(e.name, e.output_shape[1:3]) for e in explanation.layers if e.changes]
+    assert shown == [
+        ("stem Conv", (24, 24)),
+        ("max_pool", (12, 12)),
+        ("block.first Conv", (12, 12)),
+        ("block.second Conv", (12, 12)),
+        ("max_pool", (12, 12)),
+        ("pool stochastic_pool", (6, 6)),
+        ("reshape", (288,)),
+        ("head Linear", (10,)),
+    ]
+    sizes = [e.seen[0].size for e in explanation.layers if e.changes]
+    assert sizes[:6] == [3, 5, 9, 13, 15, 17]
+    assert explanation.output_shape == (2, 10)
+    after = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert model.drop.deterministic is False  # it stays as it was
+
+
+@flax
+def test_layers_of_a_linen_model():
+    explanation = explain(InLinen(), (2, 24, 24, 3))  # train=False is given to it
+    shown = [e.name for e in explanation.layers if e.changes]
+    assert shown == ["stem Conv", "GeMPool_0 gem_pool", "global_avg_pool", "head Dense"]
+    assert [e.seen[0].size for e in explanation.layers if e.changes][:2] == [3, 4]
+    training = explain(InLinen(), (2, 24, 24, 3), train=True)
+    assert training.layers[1].seen[0].size > 24  # the norm's mean over everything
+
+
+@flax
+def test_a_model_is_as_it_was_afterwards():
+    codes = {name: op.fn.__code__ for name, op in OPS.items()}
+    call = Network.__call__
+    explain(Network(nnx.Rngs(0)), (1, 4, 4, 3))  # breaks
+    assert codes == {name: op.fn.__code__ for name, op in OPS.items()}
+    assert Network.__call__ is call
+    assert not hasattr(jaxpool.max_pool, "__signature__")
+
+
+@flax
+def test_the_size_that_a_model_is_made_for():
+    broken = explain(Network(nnx.Rngs(0)), (1, 32, 32, 3)).broken
+    assert broken.layer == "head Linear"
+    assert broken.input_shape == (1, 512)
+    assert broken.after == "reshape"
+    (mend,) = broken.mends
+    form = r"an input of (\d+)x\1 to (\d+)x\2, which head Linear is made for"
+    least, most = map(int, re.fullmatch(form, mend).groups())
+    assert (least, most) == (23, 26)
+    model = Network(nnx.Rngs(0))
+
+    def output(size):
+        x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return nnx.eval_shape(lambda model, x: model(x), model, x)
+
+    for size in range(least, most + 1):
+        assert output(size).shape == (1, 10)
+    for size in (least - 1, most + 1):
+        with pytest.raises(TypeError, match="dot_general"):
+            output(size)
+
+
+@flax
+def test_the_smallest_input_of_a_model():
+    def model(x):
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return nn.max_pool(x, (3, 3))  # empty, for small inputs, without an error
+
+    broken = explain(model, (1, 9, 10, 3)).broken
+    assert broken.why == "window 3x3 does not fit in 2x2"
+    assert "an input of at least 12x12" in broken.mends
+    assert model(jnp.ones((1, 12, 12, 3))).size
+    assert not model(jnp.ones((1, 11, 12, 3))).size
+
+
+@flax
+def test_memory_before_and_after_is_that_of_either_model():
+    def model(pool):
+        return lambda x: pool(x, (3, 3), strides=(2, 2), padding="SAME")
+
+    shape = (2, 16, 16, 4)
+    swapped = memory(model(jaxpool.max_pool), shape, batch=8, swap={"max": "soft"})
+    plain = memory(model(jaxpool.soft_pool), shape, batch=8)
+    assert swapped.input_shape == (8, 16, 16, 4)
+    assert plain.after is None
+    assert swapped.after == plain.before
+    assert swapped.after != swapped.before
+    theirs = memory(model(nn.max_pool), shape, batch=8)
+    assert theirs.swaps == {"flax.max_pool": "max_pool"}
+    assert theirs.after == swapped.before
+    x = jax.ShapeDtypeStruct((8, 16, 16, 4), jnp.float32)
+    plan = jax.jit(model(nn.max_pool)).lower(x).compile().memory_analysis()
+    need = theirs.before["inference"]
+    assert need.temporary == plan.temp_size_in_bytes
+    assert need.total == need.temporary + 4 * (8 * 16 * 16 * 4 + 8 * 8 * 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("swap", "rule"),
+    [
+        ({"max": "global_avg"}, "windowed pools"),
+        ({"avg": "max"}, "model calls, which are max_pool"),
+    ],
+)
+def test_what_cannot_be_swapped(swap, rule):
+    def model(x):
+        return jaxpool.max_pool(x, (2, 2))
+
+    with pytest.raises(ValueError, match=rule):
+        memory(model, (1, 4, 4, 1), swap=swap)
+
+
+# What is wrong.
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("mxa:3", "did you mean max"),
+        ("max", r"must have `window_shape` \(NAME:SIZE\)"),
+        ("max:3x3x3", "for each of the 2 spatial axes"),
+        ("max:", "must have `window_shape`"),
+        ("max:3-2", r"NAME\[:SIZE\]"),
+        ("max:3:samee", "must end with SAME"),
+        ("global_avg:3", "not for global_avg"),
+        ("max:3p1:SAME", "`padding` once at most"),
+        ("conv:3:ceil", "not for conv"),
+        ("roi_align:3", "it needs boxes"),
+        ("quantized_max:3", "integers alone"),
+    ],
+)
+def test_wrong_layers(text, rule):
+    with pytest.raises(ValueError, match=rule):
+        explain_chain((8, 8, 3), [text])
+
+
+def test_wrong_requests():
+    with pytest.raises(TypeError, match="a module of Flax or a function"):
+        explain(3, (1, 8, 8, 3))
+    with pytest.raises(ValueError, match="no size of 0"):
+        explain(jnp.sin, (1, 0, 8, 3))
+    with pytest.raises(ValueError, match="spatial axes and channels"):
+        explain_chain((8,), ["max:2"])
+    with pytest.raises(ValueError, match="at least one"):
+        explain_chain((8, 8, 3), [])
+
+
+@pytest.mark.parametrize("module", ["", ".chain", ".memory"])
+def test_examples(module):
+    module = importlib.import_module(f"jaxpool.explain{module}")
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed
+
+
+# The command and its page.
+
+
+def run(capsys, command):
+    code = main(command.split()[1:])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_command_json(capsys):
+    code, out, _ = run(capsys, "jaxpool shape 32x32x3 max:3/2 global_avg --json")
+    told = json.loads(out)
+    assert code == 0
+    assert [e["output_shape"] for e in told["layers"]] == [[1, 15, 15, 3], [1, 3]]
+    assert told["layers"][0]["windows"][0]["dropped"] == 1
+    assert told["broken"] is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "rule"),
+    [
+        ("nothing.py:model 1x2", "must be a file that exists"),
+        ("nothing 1x2", "must be a shape such as"),
+        ("no.such.module:x 1x2", "a module that can be imported"),
+        ("jaxpool:max_pools 1x2", "must name something in jaxpool"),
+        ("jaxpool:global_avg_pool 1x8x8x3 max:2", "must be one shape"),
+        ("jaxpool:__version__ 1x8x8x3", "a module of Flax"),
+        ("jaxpool:global_avg_pool 1x8x8x3 --dtype text", "a dtype of JAX"),
+        ("jaxpool:global_avg_pool 1x8x8x3 --batch 2", "without --memory"),
+        ("jaxpool:global_avg_pool 1x8x8x3 --memory --swap max", "OLD=NEW"),
+        ("jaxpool:global_avg_pool 1x8x8x3 --set 1=2", "NAME=VALUE"),
+        ("8x8x3 max:2 --memory", "left out for a chain"),
+        ("8x8x3 mux:2", "must be known"),
+    ],
+)
+def test_command_refuses(capsys, request_, rule):
+    code, out, err = run(capsys, f"jaxpool shape {request_}")
+    assert (code, out) == (2, "")
+    assert err.startswith("jaxpool shape: ")
+    assert rule in err
+
+
+def test_import_loads_no_flax():
+    code = "import sys, jaxpool.explain; print('flax' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "False\n"
+
+
+@flax
+def test_page_shows_what_the_commands_print(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = shape_page.PAGE.read_text()
+    assert page.count("```console") > 5
+    assert shape_page.renewed(page, "console") == page

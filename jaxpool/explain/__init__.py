@@ -110,13 +110,12 @@ def explain_chain(input_shape: Sequence[int], layers: Sequence[str]) -> Explanat
 
     Example:
       >>> print(explain_chain((224, 224, 3), ["conv:7/2:SAME", "max:3/2", "avg:2"]))
-      <BLANKLINE>
-      layer          window     output       field  jump  start  lost  padded
-      ─────────────────────────────────────────────────────────────────────────
-      input                     224x224x3
-      conv:7/2:SAME  7/2 p2+3   112x112x3        7     2     -2     0     556
-      max:3/2        3/2        55x55x3         11     4     -2     1       0
-      avg:2          2          54x54x3         15     4     -2     0       0
+         layer          window    output     field  jump  start  lost  padded
+      ───────────────────────────────────────────────────────────────────────
+         input                    224x224x3
+      1  conv:7/2:SAME  7/2 p2+3  112x112x3      7     2     -2     0     663
+      2  max:3/2        3/2       55x55x3       11     4     -2     1       0
+      3  avg:2          2         54x54x3       15     4     -2     0       0
       <BLANKLINE>
       The middle one sees 15x15 of the input's 224x224.
     """

@@ -311,15 +311,17 @@ class _Walker:
             axes, base, _ = _conv_axes(eqn)
         elif name.startswith("reduce_window"):
             axes, base = _window_axes(eqn)
-        lost = after and any(
-            f.axis is not None and g.axis is None
-            for f, g in zip(before.fields, after.fields, strict=True)
-        )
+        lost = after and len(_axes(after)) < len(_axes(before))
         if axes or lost:
             shapes = tuple(x.shape), tuple(eqn.outvars[0].aval.shape)
             call = self.open[-1] if self.open else None
             event = Event(call, name, *shapes, before, after, tuple(axes), tuple(base))
             self.events.append(event)
+
+
+def _axes(dep: Dep) -> set[int]:
+    """The axes of an array along which it sees different things."""
+    return {f.axis for f in dep.fields if f.axis is not None}
 
 
 def _as_laid(dep: Dep, before: Dep, geometry: Geometry, ndim: int) -> Dep:

@@ -15,6 +15,7 @@ from jaxpool.explain.trace import Trace, trace
 __all__ = ["Break", "Tries", "break_of"]
 
 _MOST = 16  # times the input's size: no larger input is tried
+_MOST_ALIKE = 64  # sizes that give as many features as one another
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,17 @@ def _exact_size(tries: Tries) -> str | None:
             high = middle
         else:
             low = middle
-    x = tries.sized(high, grow=False)
-    if not _verified(tries, x):
+    least = most = tries.sized(high, grow=False)
+    if not _verified(tries, least):
         return None
-    return f"an input of {_sizes(tries, x)}, which {label(call)} is made for"
+    for size in range(high + 1, high + 1 + _MOST_ALIKE):
+        if not tries.works(x := tries.sized(size, grow=False)):
+            break
+        most = x
+    sizes = _sizes(tries, least)
+    if most is not least and _verified(tries, most):
+        sizes += f" to {_sizes(tries, most)}"
+    return f"an input of {sizes}, which {label(call)} is made for"
 
 
 def _broken_call(recorder: Recorder) -> Call | None:
