@@ -6,7 +6,7 @@ Classes are made from the op table; `help(jaxpool.nnx.MaxPool)` shows its argume
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, ClassVar, cast
 
 import jax
@@ -51,12 +51,13 @@ class PoolModule(nnx.Module):
         masks = {} if where is None else {"where": where}
         return self._op.fn(*inputs, **named, **self._config(), **masks)
 
-    def __nnx_repr__(self) -> Iterator[Any]:
+    def __nnx_repr__(self) -> Generator[Any, None, None]:
         """Yields what `repr` shows: the arguments that are no defaults."""
         defaults = {n: p.default for n, p in self.__signature__.parameters.items()}
         for part in super().__nnx_repr__():
             name = getattr(part, "key", None)
-            if name not in defaults or not _equal(part.value, defaults[name]):
+            value = getattr(part, "value", None)
+            if name not in defaults or not _equal(value, defaults[name]):
                 yield part
 
     def _config(self) -> dict[str, Any]:

@@ -301,7 +301,25 @@ def test_pools_whose_results_are_used_twice_are_kept():
         b = jaxpool.max_pool(a, (5, 5), padding=2)
         return jnp.concatenate([x, a, b], -1)
 
+    def masked(x):
+        x = jaxpool.max_pool(x, (2, 2), strides=(2, 2), where=x > 0)
+        return jaxpool.max_pool(x, (2, 2), strides=(2, 2))
+
     assert not explain(sppf, (1, 16, 16, 2)).findings
+    assert not explain(masked, (1, 16, 16, 2)).findings
+
+
+def test_an_error_that_a_model_expects_breaks_nothing():
+    def model(x):
+        try:
+            return jaxpool.max_pool(x, (9, 9))
+        except ValueError:
+            return jaxpool.max_pool(x, (4, 4))
+
+    assert explain(model, (1, 5, 5, 1)).broken is None
+    broken = explain(model, (1, 3, 3, 1)).broken
+    assert broken.why == "window 4x4 does not fit in 3x3"
+    assert broken.mends[-1] == "an input of at least 4x4"
 
 
 FINDINGS = {

@@ -52,9 +52,11 @@ class Call:
       function: whether it is a pooling function, not a module.
       parent: the call that it lies in, by number.
       arguments: a function's arguments but arrays, defaults among them.
+      arrays: how many arguments of a function are arrays.
       before, after: shapes of the first array that it took and that it gave.
       geometry: where windows are known, those.
       children: how many calls lie in it.
+      of: the module.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Call:
     before: tuple[int, ...] | None = None
     after: tuple[int, ...] | None = None
     geometry: Geometry | None = None
+    arrays: int = 0
     children: int = 0
     of: object = None
 
@@ -174,9 +177,9 @@ class Recorder:
         if other:
             call.name, run = other, OPS[other].fn
             given = _taken_by(other, given)
-        call.arguments = {
-            k: v for k, v in given.items() if not isinstance(v, jax.Array)
-        }
+        arrays = {k for k, v in given.items() if isinstance(v, jax.Array)}
+        call.arguments = {k: v for k, v in given.items() if k not in arrays}
+        call.arrays = len(arrays)
         first, *_ = inspect.signature(run).parameters
         x = given.pop(first)
         call.geometry = _geometry(name if not other else other, given, x)
@@ -210,8 +213,9 @@ class Recorder:
             result = self._mark(run(*args, **kwargs), index, "out")
             if call.after and 0 in call.after and 0 not in (call.before or (0,)):
                 raise EmptyResult(f"is {call.after}, which has no elements")
+            self.failed = None  # whatever raised in it was expected
         except Exception:
-            if self.failed is None:
+            if self.failed is None or self.failed < index:  # not in what it calls
                 self.failed = index
             raise
         finally:

@@ -83,12 +83,10 @@ def _of_pool(layer: Layer, trace: Trace) -> Iterator[Found]:
         yield why, "use a stride of at most the window's size, or less dilation"
     geometry = None if layer.call is None else trace.calls[layer.call].geometry
     if layer.ceil_mode and geometry:
-        plain = [(a.size + a.low + a.counted_high, a) for a in geometry.axes]
-        outs = [
-            (room - (a.window - 1) * a.dilation - 1) // a.stride + 1
-            for room, a in plain
-        ]
-        if outs == [a.out for _, a in plain]:
+        rooms = [a.size + a.low + a.counted_high for a in geometry.axes]
+        spans = [(a.window - 1) * a.dilation + 1 for a in geometry.axes]
+        triples = zip(geometry.axes, rooms, spans, strict=True)
+        if all((room - span) // a.stride + 1 == a.out for a, room, span in triples):
             do = "leave it out, unless other input sizes need it"
             yield f"ceil_mode adds no window at this size ({size} to {out})", do
 
@@ -137,19 +135,17 @@ def _joined(run: Sequence[Layer], trace: Trace) -> Found | None:
         return f"{many} {last.op}", f"use {last.op} alone"
     pads = [f"{a.low}" if a.low == a.high else f"{a.low}+{a.high}" for a in joined]
     padding = f", padding {_text(pads)}" if set(pads) != {"0"} else ""
-    windows, strides = (
-        _text(getattr(a, n) for a in joined) for n in ("window", "stride")
-    )
-    return (
-        f"{many} {name} of window {windows}, stride {strides}{padding}",
-        "use that one",
-    )
+    sizes = f"window {_text(a.window for a in joined)}"
+    sizes += f", stride {_text(a.stride for a in joined)}{padding}"
+    return f"{many} {name} of {sizes}", "use that one"
 
 
 def _plain(layer: Layer, trace: Trace) -> bool:
     """Whether it is a pool of its elements alone, and more than one of them."""
-    arguments = trace.calls[layer.call].arguments if layer.call is not None else {}
-    if layer.ceil_mode or arguments.get("divisor_override") is not None:
+    call = None if layer.call is None else trace.calls[layer.call]
+    if layer.ceil_mode or call is None or call.arrays > 1:  # a mask
+        return False
+    if call.arguments.get("divisor_override") is not None:
         return False
     return any((a.window, a.stride) != (1, 1) for a in layer.windows)
 

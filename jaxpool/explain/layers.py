@@ -42,6 +42,7 @@ class WindowAxis:
 
     Attributes:
       axis: the axis, negative.
+      size, out: sizes of the input and the output.
       window: how many elements a window has; the most, where they differ.
       stride, dilation: of the windows; None where they differ.
       low, high: padding in front and behind, as computed.

@@ -1,5 +1,6 @@
 """What would mend a program that breaks for an input: nothing that was not tried."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,18 +64,17 @@ class Tries:
         return jax.ShapeDtypeStruct(shape, self.x.dtype)
 
     def run(self, x: jax.ShapeDtypeStruct) -> Recorder:
-        """Runs the program on shapes; `failed` of the record says whether it broke."""
+        """Runs the program on shapes; `failed` of the record says where it broke."""
         recorder = Recorder(marks=False)
         program = self.build(x)
+        given = (program.weights, program.rest, x)
         try:
-            jax.eval_shape(
-                lambda *given: program.run(recorder, *given),
-                program.weights,
-                program.rest,
-                x,
-            )
+            result = jax.eval_shape(functools.partial(program.run, recorder), *given)
         except Exception:
             recorder.failed = -1 if recorder.failed is None else recorder.failed
+        else:
+            empty = any(0 in leaf.shape for leaf in jax.tree.leaves(result)[:1])
+            recorder.failed = -1 if empty else None
         return recorder
 
     def works(self, x: jax.ShapeDtypeStruct) -> bool:
