@@ -270,6 +270,8 @@ def pairs():
             yield draw.randint(7, 13), op, texts
     yield 8, "avg", ["avg:2/2p0", "avg:2/2p0"]
     yield 9, "sum", ["sum:2/2p0", "sum:3/3p0"]
+    yield 5, "max", ["max:2/2", "max:3p1"]  # the last element is lost
+    yield 6, "max", ["max:2/2", "max:3p1"]
 
 
 def test_pools_in_a_row_are_the_one_that_is_said():
@@ -285,7 +287,9 @@ def test_pools_in_a_row_are_the_one_that_is_said():
         )
         window, stride, low, high = (int(n or 0) for n in numbers.groups())
         padding = ((low, high if numbers[4] else low),)
-        x = jax.random.normal(jax.random.key(size), (1, size, 2))
+        x = jax.random.normal(jax.random.key(size), (1, size, 1))
+        rising = jnp.arange(float(size)).reshape(x.shape)
+        x = jnp.concatenate([x, rising], -1)
         one = getattr(jaxpool, f"{op}_pool")(x, (window,), (stride,), padding)
         two = x
         for text in texts:
@@ -293,6 +297,14 @@ def test_pools_in_a_row_are_the_one_that_is_said():
             two = step.fn(two, **step.arguments)
         np.testing.assert_allclose(one, two, rtol=1e-6)
     assert told > 10
+
+
+@pytest.mark.parametrize("op", ["max", "avg"])
+def test_a_pool_before_a_global_one(op):
+    found = explain_chain((6, 8, 2), [f"{op}:2/2", f"global_{op}"]).findings
+    assert [f.why for f in found] == [f"2 in a row are one global_{op}_pool"]
+    # Here the pool loses a row, which the global one would see.
+    assert not explain_chain((7, 8, 2), [f"{op}:2/2", f"global_{op}"]).findings
 
 
 def test_pools_whose_results_are_used_twice_are_kept():
