@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name, `sys.argv[1:]` by default.
 
     Returns:
-      The exit code: 0, 2 for a request that cannot be met, 130 for Ctrl-C.
+      The exit code: 0, 1 for a model that breaks (`shape`), 2 for a request that cannot
+      be met, 130 for Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = vars(_parser().parse_args(arguments))
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_bench(commands)
     _add_deploy(commands)
+    _add_shape(commands)
     return parser
 
 
@@ -220,6 +222,54 @@ def _add_deploy(commands) -> None:
     )
 
 
+def _add_shape(commands) -> None:
+    parser = commands.add_parser(
+        "shape",
+        help="explain the shapes, windows and receptive fields of layers or a model",
+        usage="jaxpool shape SHAPE LAYER [LAYER ...] [options]\n"
+        "       jaxpool shape MODEL.py:NAME SHAPE [options]",
+        description="Follows a chain of layers, or a Flax model, without computing it.",
+        epilog="A layer is NAME[:SIZE][/STRIDE][pPADDING][dDILATION][:WORD], as in "
+        "max:3/2p1, conv:3x5:SAME, avg:2/2:ceil, adaptive_avg:7, global_avg, flatten. "
+        "NAME is an op as in `jaxpool compare`; a WORD is SAME, SAME_LOWER, VALID, "
+        "ceil or cN, the channels of a convolution. A model's NAME is a module of "
+        "Flax, or what makes one, or a function.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(handler=_shape)
+    option = parser.add_argument
+    option("what", metavar="SHAPE|MODEL.py:NAME", help="224x224x3, or a model")
+    option("rest", nargs="+", metavar="LAYER|SHAPE", help="layers, or 1x224x224x3")
+    option(
+        "--axis",
+        metavar="I,...",
+        help="spatial axes of a model's input; else all but the first and the last",
+    )
+    option("--dtype", default="float32", help="of a model's input")
+    option(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further argument of the model's call",
+    )
+    option("--all", action="store_true", help="layers that change nothing as well")
+    option("--json", action="store_true", help="print JSON and no table")
+    option(
+        "--memory",
+        action="store_true",
+        help="what XLA needs for inference and gradient on this device; before and "
+        "after --swap, or with jaxpool's pools in place of Flax's",
+    )
+    option("--batch", type=int, metavar="N", help="the batch, for --memory")
+    option(
+        "--swap",
+        type=_names,
+        metavar="OLD=NEW,...",
+        help="pools to put in place of others, for --memory: max=avg",
+    )
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -323,6 +373,21 @@ def _deploy(arguments: list[str], options: dict) -> int:
     print("nodes:", ", ".join(f"{n} {kind}" for kind, n in made.nodes.items()))
     print(f"largest difference to JAX: {made.error:.2g} of the largest value")
     return 0
+
+
+def _shape(arguments: list[str], options: dict) -> int:
+    del arguments
+    try:
+        from jaxpool.explain.command import UserError, shape
+    except ModuleNotFoundError as error:
+        extra = f"needs the package {error.name}: pip install 'jaxpool[bench]'"
+        print(f"jaxpool shape: {extra}", file=sys.stderr)
+        return 2
+    try:
+        return shape(**options)
+    except UserError as error:
+        print(f"jaxpool shape: {error}", file=sys.stderr)
+        return 2
 
 
 def _say_how_to_go_on(what: str, arguments: list[str]) -> None:

@@ -37,31 +37,14 @@ class PoolModule(nn.Module):
         for field in map(_field, self._op.settings):
             object.__setattr__(self, field, freeze(getattr(self, field)))
         own = {n: getattr(self, n) for n in _OWN if hasattr(self, n)}
-        validate(self._op, {**self._settings(), **own})
+        validate(self._op, {**_settings(self), **own})
         super().__post_init__()
 
     @nn.compact
     def __call__(self, *inputs: Any, where: Any = None, **named: Any) -> Any:
         """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
-        return self._op.fn(*inputs, **named, **self._config(), **masks)
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, _field(name)) for name in self._op.settings}
-
-    def _config(self) -> dict[str, Any]:
-        config = {name: getattr(self, _field(name)) for name in self._op.config}
-        arrays = {
-            name: self.param(name, initial, shape, jnp.float32)
-            for name, (shape, initial) in self._op.weights_for(self._settings()).items()
-        }
-        config |= self._op.passed(arrays)
-        for name in self._op.learned if getattr(self, "trainable", False) else ():
-            features = getattr(self, "features", None)
-            start, shape = learned_start(self._op, name, config[name], features)
-            initial = nn.initializers.constant(start)
-            config[name] = self.param(name, initial, shape, jnp.float32)
-        return config
+        return self._op.fn(*inputs, **named, **_config(self), **masks)
 
 
 class RandomPoolModule(PoolModule):
@@ -86,7 +69,31 @@ class RandomPoolModule(PoolModule):
         if not deterministic and rng is None:
             rng = self.make_rng(getattr(self, "rng_collection", "dropout"))
         sampling = {"key": rng, "deterministic": bool(deterministic)}
-        return self._op.fn(*inputs, **named, **self._config(), **masks, **sampling)
+        return self._op.fn(*inputs, **named, **_config(self), **masks, **sampling)
+
+
+# Functions and no methods: those of a module Flax counts as calls of it, which
+# `nn.tabulate` shows, and cannot have while a module is being built.
+
+
+def _settings(module: PoolModule) -> dict[str, Any]:
+    return {name: getattr(module, _field(name)) for name in module._op.settings}
+
+
+def _config(module: PoolModule) -> dict[str, Any]:
+    op = module._op
+    config = {name: getattr(module, _field(name)) for name in op.config}
+    arrays = {
+        name: module.param(name, initial, shape, jnp.float32)
+        for name, (shape, initial) in op.weights_for(_settings(module)).items()
+    }
+    config |= op.passed(arrays)
+    for name in op.learned if getattr(module, "trainable", False) else ():
+        features = getattr(module, "features", None)
+        start, shape = learned_start(op, name, config[name], features)
+        initial = nn.initializers.constant(start)
+        config[name] = module.param(name, initial, shape, jnp.float32)
+    return config
 
 
 _OWN = ("trainable", "rng_collection")  # attributes that are no argument of the op

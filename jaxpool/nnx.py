@@ -6,6 +6,7 @@ Classes are made from the op table; `help(jaxpool.nnx.MaxPool)` shows its argume
 """
 
 import inspect
+from collections.abc import Generator
 from typing import Any, ClassVar, cast
 
 import jax
@@ -57,6 +58,15 @@ class PoolModule(nnx.Module):
         """Pools the inputs, by position or name; `where` masks them, if it may."""
         masks = {} if where is None else {"where": where}
         return self._op.fn(*inputs, **named, **self._config(), **masks)
+
+    def __nnx_repr__(self) -> Generator[Any, None, None]:
+        """Yields what `repr` shows: the arguments that are no defaults."""
+        defaults = {n: p.default for n, p in self.__signature__.parameters.items()}
+        for part in super().__nnx_repr__():
+            name = getattr(part, "key", None)
+            value = getattr(part, "value", None)
+            if name not in defaults or not _equal(value, defaults[name]):
+                yield part
 
     def _config(self) -> dict[str, Any]:
         config = {name: _value(getattr(self, name)) for name in self._op.config}
@@ -129,6 +139,15 @@ class RandomPoolModule(PoolModule):
             "or (2) pass `deterministic=True`, or call `eval()`; "
             f"got rngs={rngs!r}."
         )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two settings are the same, with no look into arrays."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a is b or (isinstance(a, bool | int | float | str) and a == b)
 
 
 def _value(value: Any) -> Any:

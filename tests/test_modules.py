@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import ClassVar
 
 import jax
@@ -134,9 +135,31 @@ def test_nnx_module_survives_its_framework(case):
     equal(compiled, jax.jit(lambda x, p: case.function(**p)(x))(x, learned))
     equal(nnx.merge(*nnx.split(module))(x, **named), expected)
     assert f"{case.op.module_name}(" in repr(module)
-    for name, value in case.kwargs.items():
-        if name in case.op.config and name not in case.op.learned:
-            assert f"{name}={value!r}" in repr(module)
+    for name, setting in case.op.config.items():  # what is no default is shown
+        if name in case.op.learned:
+            continue
+        value = getattr(module, name)
+        shown = re.search(rf"^  {name}=", repr(module), re.MULTILINE)
+        assert bool(shown) == (repr(value) != repr(setting.default)), name
+
+
+@every_op
+def test_tabulate_shows_a_module(case):
+    x, named = case.input(), at_call(case)
+    in_nnx, in_linen = both(case)
+    first, *_ = jax.tree.leaves(jax.eval_shape(lambda: case.function()(x)))
+    shape, name = ",".join(map(str, first.shape)), case.op.module_name
+    wide = {"width": 300}
+    for table in (
+        nnx.tabulate(in_nnx, x, **named, console_kwargs=wide),
+        in_linen.tabulate(jax.random.key(0), x, **named, console_kwargs=wide),
+    ):
+        plain = re.sub(r"\x1b\[[\d;]*m", "", table)
+        assert f"{name} Summary" in plain
+        assert f"[{shape}]" in plain
+        assert plain.count(f"│ {name} ") == 1  # one call, and nothing of its inside
+        for learned in (*case.op.learned, *weights(case)):
+            assert f"{learned}: " in plain
 
 
 @pytest.mark.parametrize("name", [n for n, op in OPS.items() if op.learned])

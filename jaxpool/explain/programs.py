@@ -1,0 +1,140 @@
+"""What is explained, as a pure function of weights and one input.
+
+A model of Flax NNX or Linen, or any function of an array. Models evaluate, they do not
+train: pools and dropout that sample are deterministic, and norms take running averages.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxpool._core.window import fail
+from jaxpool.explain.calls import Recorder
+
+__all__ = ["Program", "is_linen", "is_nnx", "program"]
+
+_EVALUATING = {
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+    "use_running_average": True,
+}
+"""Arguments of a model's call by which it is told to evaluate."""
+
+
+@dataclass
+class Program:
+    """A model to explain.
+
+    Attributes:
+      run: the result of (recorder, weights, rest, x), with its calls recorded.
+      weights: shapes and dtypes of what is learned.
+      rest: those of everything else that it holds.
+    """
+
+    run: Callable[[Recorder, Any, Any, Any], Any]
+    weights: Any = ()
+    rest: Any = ()
+
+
+def program(
+    model: Any, x: jax.ShapeDtypeStruct, options: Mapping[str, Any], training: bool
+) -> Program:
+    """Returns a model as a program for inputs like `x`.
+
+    Args:
+      model: a module of Flax, or a function.
+      x: the input's shape and dtype.
+      options: further arguments of the call.
+      training: whether it trains.
+
+    Raises:
+      TypeError: for what is no model.
+    """
+    if is_linen(model):
+        return _linen(model, x, _with_mode(type(model).__call__, options, training))
+    if is_nnx(model):
+        mode = _with_mode(type(model).__call__, options, training)
+        return _nnx(model, mode, training)
+    if not callable(model):
+        rule = "must be a module of Flax or a function of an array"
+        raise fail("explain", "model", rule, model, TypeError)
+
+    def run(recorder, weights, rest, x):
+        del weights, rest
+        with recorder.recording():
+            return model(x, **options)
+
+    return Program(run)
+
+
+def _with_mode(
+    call: Callable[..., Any], options: Mapping[str, Any], training: bool
+) -> dict[str, Any]:
+    """The options, and those by which this call is told whether it trains."""
+    taken = inspect.signature(call).parameters
+    mode = {k: v != training for k, v in _EVALUATING.items() if k in taken}
+    return {**mode, **options}
+
+
+def is_linen(model: Any) -> bool:
+    """Whether it is a module of Flax Linen; imports nothing."""
+    return _stands_on(model, "flax.linen.module")
+
+
+def is_nnx(model: Any) -> bool:
+    """Whether it is a module of Flax NNX; imports nothing."""
+    return _stands_on(model, "flax.nnx.module")
+
+
+def _stands_on(model: Any, module: str) -> bool:
+    """Whether it is an object of the class `Module` of a module, without its import."""
+    kinds = ((k.__module__, k.__name__) for k in type(model).__mro__)
+    return (module, "Module") in kinds
+
+
+def _linen(model: Any, x: jax.ShapeDtypeStruct, options: dict[str, Any]) -> Program:
+    streams = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+
+    def first(recorder, weights, rest, x):
+        """A first call, which makes the weights."""
+        del weights, rest
+        with recorder.recording(), recorder.linen():
+            return model.init_with_output(streams, x, **options)[0]
+
+    try:
+        variables = jax.eval_shape(lambda x: model.init(streams, x, **options), x)
+    except Exception:  # recorded, it says in which layer
+        return Program(first)
+    params = variables.get("params", {})
+    rest = {k: v for k, v in variables.items() if k != "params"}
+
+    def run(recorder, weights, rest, x):
+        held = {"params": weights, **rest}
+        with recorder.recording(), recorder.linen():
+            result, _ = model.apply(held, x, **options, mutable=True, rngs=streams)
+        return result
+
+    return Program(run, params, rest)
+
+
+def _nnx(model: Any, options: dict[str, Any], training: bool) -> Program:
+    from flax import nnx
+
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def run(recorder, weights, rest, x):
+        held = nnx.merge(graph, weights, rest, copy=True)
+        held.train() if training else held.eval()
+        with recorder.recording(), recorder.nnx(held):
+            return held(x, **options)
+
+    return Program(run, *jax.tree.map(_shape, (params, rest)))
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
