@@ -167,7 +167,7 @@ def test_picture_is_drawn(finished):
 
 
 def test_nothing_else_is_left_in_the_folder(finished):
-    names = {"results.json", "results.md", "results.png"}
+    names = {f"results.{kind}" for kind in ("json", "md", "html", "png")}
     assert {path.name for path in finished.iterdir()} == names
 
 
@@ -304,7 +304,7 @@ def test_resume_refuses_broken_results(text, tiny, tmp_path, capfd):
         ("--model=huge", "`model` must be one of small, medium, large; got 'huge'"),
         ("--model=large", "`model` large needs images of at least"),
         ("--batch=66", "`batch` must be at most the number of training images, 64"),
-        ("--data=cifar", "`data` must be mnist5k, digits, hf:NAME or an .npz file"),
+        ("--data=cifar", "`data` must be mnist5k, digits, hf:NAME, an .npz file"),
         ("--data=no.npz", "`data` must be an existing file; got 'no.npz'"),
         ("--methods=maxx", "(did you mean max"),
         ("--methods=zzzz", "none, stride"),
@@ -475,6 +475,12 @@ def test_every_method_fits(name):
         assert logits.shape == (2, 3)
 
 
+def trained(program, dataset, settings):
+    """The run of seed 0."""
+    (run,), _ = train(program, dataset, settings, [0], lambda: None)
+    return run
+
+
 def learns(method):
     trainable = method.options.get("trainable", False)
     arrays = method.op and (method.op.weights or getattr(method.op, "arrays", None))
@@ -493,7 +499,7 @@ def test_every_method_trains(name, tiny):
     """One image batch again and again: the loss falls, and what can learn moves."""
     settings = Settings(str(tiny), "small", epochs=20, batch=TRAIN, lr=5e-3)
     program = compile_program(METHODS[name], load(str(tiny)), settings)
-    run = train(program, load(str(tiny)), settings, seed=0, on_step=lambda: None)
+    run = trained(program, load(str(tiny)), settings)
     assert run["loss"] < run["first_loss"]
     assert (run["moved"] is not None) == learns(METHODS[name])
     assert run["moved"] is None or run["moved"] > 1e-3
@@ -605,11 +611,11 @@ def test_what_a_run_records():
         step=lambda state, images, labels: (State(state[0] + 1, None, None), state[0]),
         learned=lambda state: np.array([state.params, 7.0]),
     )
-    run = train(program, dataset, settings, 0, lambda: None)
+    run = trained(program, dataset, settings)
     # The first two and the last two of 20 steps.
     assert (run["first_loss"], run["loss"]) == (0.5, 18.5)
     assert run["moved"] == pytest.approx(np.sqrt((20**2 + 0**2) / 2))
-    assert train(oracle(), dataset, settings, 0, lambda: None)["moved"] is None
+    assert trained(oracle(), dataset, settings)["moved"] is None
 
 
 def scored(**methods):
@@ -710,7 +716,7 @@ def test_accuracy_counts_every_test_image_once():
 
     def accuracy(logits):
         program = oracle(infer=lambda params, rest, images: logits(images.reshape(16)))
-        return train(program, dataset, settings, 0, lambda: None)["accuracy"]
+        return trained(program, dataset, settings)["accuracy"]
 
     assert accuracy(lambda pixel: np.stack([1 - pixel, pixel], axis=1)) == 1
     assert accuracy(lambda pixel: np.stack([pixel, 1 - pixel], axis=1)) == 0
@@ -719,7 +725,7 @@ def test_accuracy_counts_every_test_image_once():
 
 def test_no_memory_where_the_backend_does_not_tell(finished, tmp_path):
     silent = SimpleNamespace(memory_analysis=lambda: None)
-    assert timing._memory(silent) is None
+    assert timing.memory(silent) is None
     results = read(finished)
     for entry in results["methods"].values():
         entry["costs"]["train_bytes"] = None
