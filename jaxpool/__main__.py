@@ -203,7 +203,7 @@ def _data(text: str) -> str | tuple[str, ...]:
 
 
 def _auto(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _compare(

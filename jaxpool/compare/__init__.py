@@ -234,13 +234,16 @@ def _report(
 
 def _keep(parallel_seeds: int | str, log: str | Path | None, checkpoint: bool) -> Keep:
     """Returns how seeds are to be trained and what is to be kept of them."""
-    if parallel_seeds == "auto":
-        beside = None
-    else:
-        check_count("parallel_seeds", beside := cast(int, parallel_seeds))
+    beside = None if parallel_seeds == "auto" else parallel_seeds
+    if beside is not None:
+        rule = "must be auto or an int"
+        check(not isinstance(beside, str), "parallel_seeds", rule, beside)
+        check_count("parallel_seeds", beside)
     if checkpoint:
         checkpoints.check_installed()
-    return Keep(beside, None if log is None else Path(log), checkpoint)
+    return Keep(
+        cast(int | None, beside), None if log is None else Path(log), checkpoint
+    )
 
 
 def _baseline(wanted: str | None, results: Results, chosen: Iterable[Method]) -> str:

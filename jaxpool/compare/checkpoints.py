@@ -13,7 +13,7 @@ from jaxpool.compare.data import Dataset
 from jaxpool.compare.forms import COUNT, TEXT, Form, conform
 from jaxpool.compare.methods import all_methods
 from jaxpool.compare.model import build
-from jaxpool.compare.results import FILE, read
+from jaxpool.compare.results import FILE, is_index, read
 from jaxpool.compare.settings import MODELS, UserError, check
 from jaxpool.compare.training import State
 
@@ -112,6 +112,8 @@ def restore(out: str | Path, method: str, seed: int = 0) -> nnx.Sequential:
     out = Path(out)
     rule = f"must hold {FILE}"
     check((out / FILE).exists(), "out", rule, str(out), "restore")
+    rule = "must be the folder of one data set, which is within that of several"
+    check(not is_index(out / FILE), "out", rule, str(out), "restore")
     results = read(out / FILE)
     entries = results["methods"]
     rule = f"must be one that {out} has results of ({', '.join(entries)})"

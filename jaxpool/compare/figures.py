@@ -53,18 +53,18 @@ def joint_picture(parts: Mapping[str, Results], heading: tuple[str, str]) -> Fig
 def vectors(results: Results) -> list[str]:
     """Returns the panels of one data set as SVG, a few at a time."""
     names, panels = _panels(results)
-    groups = panels[:1], panels[1:3], panels[3:]
-    return [_svg(_figure(names, group, [1] * len(group), 6)) for group in groups]
+    return [_svg(names, group) for group in (panels[:1], panels[1:3], panels[3:])]
 
 
 def joint_vectors(parts: Mapping[str, Results]) -> list[str]:
     """Returns the panels of several data sets as SVG."""
     names, panels = _joint_panels(parts)
-    return [_svg(_figure(names, [panel], [1], 6)) for panel in panels]
+    return [_svg(names, [panel]) for panel in panels]
 
 
-def _svg(figure: Figure) -> str:
-    """Returns a figure as SVG that takes colours and font from the page around it."""
+def _svg(names: Sequence[str], panels: Sequence[Panel]) -> str:
+    """Returns panels as SVG that takes colours and font from the page around it."""
+    figure = _figure(names, panels, [1] * len(panels), _margin(names) + 3)
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     # Text stays text, and ids do not change from one report to the next.
@@ -91,7 +91,7 @@ def _panels(results: Results) -> tuple[list[str], list[Panel]]:
     for heading, key, unit in (
         ("inference, ms", "inference_ms", 1),
         ("train step, ms", "train_step_ms", 1),
-        ("training memory, MB", "train_bytes", 1e6),
+        ("train memory, MB", "train_bytes", 1e6),
         ("parameters", "parameters", 1),
     ):
         values = [entry.get("costs", {}).get(key) for _, entry in methods]
@@ -110,6 +110,11 @@ def _joint_panels(parts: Mapping[str, Results]) -> tuple[list[str], list[Panel]]
     return names, panels
 
 
+def _margin(names: Sequence[str]) -> float:
+    """Returns the inches that the names of the rows take."""
+    return 0.24 + 0.09 * max(map(len, names))
+
+
 def _figure(
     names: Sequence[str],
     panels: Sequence[Panel],
@@ -125,7 +130,7 @@ def _figure(
         1, len(panels), sharey=True, width_ratios=weights, squeeze=False
     )[0]
     figure.subplots_adjust(
-        left=(0.24 + 0.09 * max(map(len, names))) / width,
+        left=_margin(names) / width,
         right=1 - 0.18 / width,
         bottom=0.3 / height,
         top=1 - top / height,

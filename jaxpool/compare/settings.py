@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import jax
 
@@ -25,11 +26,11 @@ def check(
         raise fail(caller, argument, rule, value, UserError)
 
 
-def check_count(argument: str, value: int) -> None:
+def check_count(argument: str, value: object) -> None:
     """Raises `UserError` unless `value` is an int of at least 1."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     check(whole, argument, "must be an int", value)
-    check(value >= 1, argument, "must be at least 1", value)
+    check(cast(int, value) >= 1, argument, "must be at least 1", value)
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ def _model(results: Results) -> str:
 def _training(results: Results) -> str:
     settings = results["settings"]
     return (
-        f"{_count(settings['epochs'], 'epoch')}, batch {settings['batch']}, learning rate "
-        f"{settings['lr']:g}, jax {results['environment']['jax']}"
+        f"{_count(settings['epochs'], 'epoch')}, batch {settings['batch']}, "
+        f"learning rate {settings['lr']:g}, jax {results['environment']['jax']}"
     )
 
 
