@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import doctest
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from PIL import Image as Picture
 from scipy import stats
 from tensorboardX.proto.event_pb2 import Event
 
+import jaxpool.compare.checkpoints
 import jaxpool.compare.folders
 import jaxpool.compare.run
 from jaxpool.__main__ import main
@@ -1132,6 +1134,10 @@ def test_what_was_trained_can_be_restored(several):
             assert np.mean(predicted == Y_TEST) == run["accuracy"]
             from_floats = model(np.asarray(X_TEST[..., None] / 255, np.float32))
             np.testing.assert_allclose(from_floats, model(X_TEST[..., None]), atol=1e-4)
+
+
+def test_example():
+    assert doctest.testmod(jaxpool.compare.checkpoints).failed == 0
 
 
 def test_a_network_that_cannot_be_saved(tiny, tmp_path, monkeypatch, capfd):
