@@ -43,6 +43,7 @@ html_css_files = ["site.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
+    "navbar_persistent": [],  # the sidebar has the search
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
@@ -54,6 +55,7 @@ copybutton_prompt_is_regexp = True
 
 # In docstrings `x` is code, as in Markdown.
 default_role = "code"
+napoleon_use_param = False  # several arguments in one entry, as they are written
 napoleon_use_rtype = False
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -106,7 +108,9 @@ def _relink(app, docname: str, content: list[str]) -> None:
 
 def _mend(app, what, name, obj, options, lines: list[str]) -> None:
     """Makes lists of what a docstring lists by line breaks alone, and links of names."""
-    _list(lines, "References:", lambda before, line: re.search(r"(\d{4}|\))\.$", before))
+    _list(
+        lines, "References:", lambda before, line: re.search(r"(\d{4}|\))\.$", before)
+    )
     if sum(bool(_RESULT.match(line)) for line in _section(lines, "Returns:")) > 1:
         _list(lines, "Returns:", lambda before, line: _RESULT.match(line))
         # Without it, napoleon takes the first entry's name for a type.

@@ -40,13 +40,32 @@ class Picture:
 
     def rect(self, x, y, w, h, fill="none", stroke="none", **more) -> None:
         """Draws a rectangle."""
-        self._add("rect", x + w, y + h, x=x, y=y, width=w, height=h, fill=fill,
-                  stroke=stroke, **more)  # fmt: skip
+        self._add(
+            "rect",
+            x + w,
+            y + h,
+            x=x,
+            y=y,
+            width=w,
+            height=h,
+            fill=fill,
+            stroke=stroke,
+            **more,
+        )
 
     def line(self, x1, y1, x2, y2, stroke=LINE, **more) -> None:
         """Draws a line."""
-        self._add("line", max(x1, x2), max(y1, y2), x1=x1, y1=y1, x2=x2, y2=y2,
-                  stroke=stroke, **more)  # fmt: skip
+        self._add(
+            "line",
+            max(x1, x2),
+            max(y1, y2),
+            x1=x1,
+            y1=y1,
+            x2=x2,
+            y2=y2,
+            stroke=stroke,
+            **more,
+        )
 
     def dot(self, x, y, r, fill, **more) -> None:
         """Draws a disc."""
@@ -56,8 +75,18 @@ class Picture:
         """Writes a line of text, its middle at the height y."""
         room = {"start": 1.0, "middle": 0.5, "end": 0.0}[anchor]
         far = x + room * 0.56 * size * len(text)
-        self._add("text", far, y + size / 2, text, x=x, y=y + size * 0.36, fill=fill,
-                  font_size=size, text_anchor=anchor, **more)  # fmt: skip
+        self._add(
+            "text",
+            far,
+            y + size / 2,
+            text,
+            x=x,
+            y=y + size * 0.36,
+            fill=fill,
+            font_size=size,
+            text_anchor=anchor,
+            **more,
+        )
 
     def code(self, x, y, text, size=13, **more) -> None:
         """Writes a line of code."""
@@ -83,7 +112,13 @@ class Picture:
             'font-family="system-ui, sans-serif">'
         )
         card = f'  <rect width="{w}" height="{h}" rx="8" fill="{PAPER}"/>'
-        lines = [head, f"  <title>{escape(title)}</title>", card, *self.shapes, "</svg>"]
+        lines = [
+            head,
+            f"  <title>{escape(title)}</title>",
+            card,
+            *self.shapes,
+            "</svg>",
+        ]
         return "\n".join(lines) + "\n"
 
 
@@ -245,7 +280,7 @@ def _dilation() -> Picture:
 def _ceil() -> Picture:
     def panel(size, window, strides, padding, ceil):
         axis = _axis(size, window, strides, padding, ceil_mode=ceil)
-        text = f"{window}, {strides}, {padding}, ceil_mode={ceil}"
+        text = f"{window}, {strides}, {padding!r}, ceil_mode={ceil}"
         return Lane.of(text, size, axis)
 
     return lanes(
@@ -392,15 +427,17 @@ def _grid(picture: Picture, x, y, cells, fills=None, title="") -> None:
         fill = (fills or {}).get((i, j))
         if text is None:
             dash = {"stroke_dasharray": "3 3"}
-            picture.rect(left + 1, top + 1, CELL - 2, CELL - 2, "none", LINE, rx=3,
-                         **dash)  # fmt: skip
+            picture.rect(
+                left + 1, top + 1, CELL - 2, CELL - 2, "none", LINE, rx=3, **dash
+            )
             picture.text(left + CELL / 2, top + 14, "pad", 10, QUIET, "middle")
             continue
         picture.rect(left + 1, top + 1, CELL - 2, CELL - 2, "#f6f8fa", LINE, rx=3)
         if fill:
             color, opacity = fill
-            picture.rect(left + 1, top + 1, CELL - 2, CELL - 2, color, rx=3,
-                         fill_opacity=opacity)  # fmt: skip
+            picture.rect(
+                left + 1, top + 1, CELL - 2, CELL - 2, color, rx=3, fill_opacity=opacity
+            )
         picture.text(left + CELL / 2, top + 14, text, 13, INK, "middle")
 
 
@@ -420,9 +457,9 @@ def windows_2d(size: tuple[int, int], *window: Any, **more: Any) -> Picture:
     picture = Picture()
     left, top = EDGE, EDGE + 20
     text = ", ".join(
-        str(v) if n in names[:2] else f"{n}={v!r}" for n, v in settings.items()
+        str(v) if n == names[0] else f"{n}={v!r}" for n, v in settings.items()
     )
-    picture.code(left, EDGE + 8, text)
+    picture.code(left, EDGE + 8, text, 12)
     height, width = (a.size + a.low + a.counted_high for a in (rows, columns))
     cells = [
         [
@@ -439,15 +476,29 @@ def windows_2d(size: tuple[int, int], *window: Any, **more: Any) -> Picture:
             for m in range(columns.window):
                 at_y = top + 18 + (i * rows.stride + k * rows.dilation) * CELL
                 at_x = left + (j * columns.stride + m * columns.dilation) * CELL
-                picture.rect(at_x + 3, at_y + 3, CELL - 6, CELL - 6, COLORS[n], rx=3,
-                             fill_opacity=0.25)  # fmt: skip
+                picture.rect(
+                    at_x + 3,
+                    at_y + 3,
+                    CELL - 6,
+                    CELL - 6,
+                    COLORS[n],
+                    rx=3,
+                    fill_opacity=0.25,
+                )
         span_y, span_x = ((a.window - 1) * a.dilation + 1 for a in (rows, columns))
         at_y = top + 18 + i * rows.stride * CELL
         at_x = left + j * columns.stride * CELL
         inset = 1 + 2 * n if n < 2 else 1
-        picture.rect(at_x + inset, at_y + inset, span_x * CELL - 2 * inset,
-                     span_y * CELL - 2 * inset, "none", COLORS[n], rx=5,
-                     stroke_width=2.5)  # fmt: skip
+        picture.rect(
+            at_x + inset,
+            at_y + inset,
+            span_x * CELL - 2 * inset,
+            span_y * CELL - 2 * inset,
+            "none",
+            COLORS[n],
+            rx=5,
+            stroke_width=2.5,
+        )
     right = left + width * CELL + 28
     result = [[_value(v) for v in row] for row in y]
     _grid(picture, right, top, result, fills, f"{y.shape[0]}x{y.shape[1]}, maxima")
@@ -468,7 +519,9 @@ def _unpool() -> Picture:
     step = 4 * CELL + 20
     _grid(picture, EDGE, EDGE, texts(x), fills, "x")
     _grid(picture, EDGE + step, EDGE, texts(values[..., 0]), small, "values")
-    _grid(picture, EDGE + step, EDGE + 3 * CELL, texts(indices[..., 0]), small, "indices")
+    _grid(
+        picture, EDGE + step, EDGE + 3 * CELL, texts(indices[..., 0]), small, "indices"
+    )
     _grid(picture, EDGE + step + 2 * CELL + 20, EDGE, texts(back), fills, "max_unpool")
     for line in (2 * CELL,):
         for at in (EDGE, EDGE + step + 2 * CELL + 20):
@@ -517,11 +570,19 @@ def _boxes() -> Picture:
                 middle = (left + (c + 0.5) * CELL, top + (r + 0.5) * CELL)
                 offset = (2 * j - 1) * 4, (2 * i - 1) * 4
                 at = [m + o for m, o in zip(middle, offset, strict=True)]
-                picture.dot(*at, round(1.5 + 4 * share, 1), COLORS[b], fill_opacity=0.75)
+                picture.dot(
+                    *at, round(1.5 + 4 * share, 1), COLORS[b], fill_opacity=0.75
+                )
             height, width = (box[3] - y1) / bins[0], (box[2] - x1) / bins[1]
-            picture.rect(left + (x1 + shift + j * width) * CELL,
-                         top + (y1 + shift + i * height) * CELL, width * CELL,
-                         height * CELL, "none", COLORS[b], stroke_width=2)  # fmt: skip
+            picture.rect(
+                left + (x1 + shift + j * width) * CELL,
+                top + (y1 + shift + i * height) * CELL,
+                width * CELL,
+                height * CELL,
+                "none",
+                COLORS[b],
+                stroke_width=2,
+            )
     return picture
 
 

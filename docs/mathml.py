@@ -40,7 +40,7 @@ def _inline(writer, node: nodes.Element) -> None:
 
 
 def _display(writer, node: nodes.Element) -> None:
-    writer.body.append('<div class="math">\n')
+    writer.body.append('<div class="formula">\n')
     _write(writer, node, display=True)
 
 

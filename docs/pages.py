@@ -149,8 +149,7 @@ def _family(folder: Path, name: str) -> str:
         _rest(f".. automodule:: {module.__name__}", "   :no-members:", "   :no-index:")
     )
     if ops:
-        head = "| function | NNX, Linen | pools | learns | draws |"
-        parts.append(_table(head, [_facts(op) for op in ops]))
+        parts.append(_facts(ops))
     pictures = list(_pictures(folder, name))
     parts += ["## In pictures", *pictures] if pictures else []
     names = dict.fromkeys([*(op.name for op in ops), *module.__all__])
@@ -176,16 +175,25 @@ def _family(folder: Path, name: str) -> str:
     return _join(*parts)
 
 
-def _facts(op: PoolOp) -> str:
-    modules = ", ".join(
-        f"{{py:class}}`{flax} <jaxpool.{flax}.{op.module_name}>`"
-        for flax in ("nnx", "linen")
-    )
-    learned = [*op.learned, *op.slots]
-    learns = ", ".join(f"`{n}`" for n in learned) or "–"
-    draws = "`key=`" if op.takes_key else "–"
-    pools = PASSES.get(op.kind, "–")
-    return f"| {{py:func}}`~jaxpool.{op.name}` | {modules} | {pools} | {learns} | {draws} |"
+def _facts(ops: list[PoolOp]) -> str:
+    """A table of ops, without columns in which there is nothing."""
+
+    def modules(op: PoolOp) -> str:
+        names = (
+            (flax, f"jaxpool.{flax}.{op.module_name}") for flax in ("nnx", "linen")
+        )
+        return ", ".join(f"{{py:class}}`{flax} <{name}>`" for flax, name in names)
+
+    columns = {
+        "function": [f"{{py:func}}`~jaxpool.{op.name}`" for op in ops],
+        "NNX, Linen": [modules(op) for op in ops],
+        "pools": [PASSES.get(op.kind, "") for op in ops],
+        "learns": [", ".join(f"`{n}`" for n in op.learned + op.slots) for op in ops],
+        "draws": ["`key=`" if op.takes_key else "" for op in ops],
+    }
+    columns = {head: cells for head, cells in columns.items() if any(cells)}
+    rows = [f"| {' | '.join(row)} |" for row in zip(*columns.values(), strict=True)]
+    return _table(f"| {' | '.join(columns)} |", rows)
 
 
 def _pictures(folder: Path, name: str) -> Iterator[str]:
@@ -272,7 +280,7 @@ def _package() -> str:
             f"| {{py:obj}}`~jaxpool.{f}` | {_summary(getattr(jaxpool, f))} |"
             for f in module.__all__
         ]
-        parts.append(f"## [{name.capitalize()}](../families/{name}.md)")
+        parts.append(f"## {name.capitalize()}")
         parts.append(_table("| name | |", rows))
     of_families = {f for module in families().values() for f in module.__all__}
     rest = [name for name in jaxpool.__all__ if name not in of_families]
@@ -294,7 +302,7 @@ def _flax(name: str) -> str:
     ]
     for family in families():
         ops = [op for op in OPS.values() if op.family == family]
-        parts += [f"## [{family.capitalize()}](../families/{family}.md)"] if ops else []
+        parts += [f"## {family.capitalize()}"] if ops else []
         parts += [
             _rest(f".. autoclass:: jaxpool.{name}.{op.module_name}") for op in ops
         ]
