@@ -107,10 +107,8 @@ def _relink(app, docname: str, content: list[str]) -> None:
 
 
 def _mend(app, what, name, obj, options, lines: list[str]) -> None:
-    """Makes lists of what a docstring lists by line breaks alone, and links of names."""
-    _list(
-        lines, "References:", lambda before, line: re.search(r"(\d{4}|\))\.$", before)
-    )
+    """Makes lists of what line breaks alone list, and links of functions' names."""
+    _list(lines, "References:", lambda before, line: _REFERENCE_ENDS.search(before))
     if sum(bool(_RESULT.match(line)) for line in _section(lines, "Returns:")) > 1:
         _list(lines, "Returns:", lambda before, line: _RESULT.match(line))
         # Without it, napoleon takes the first entry's name for a type.
@@ -120,6 +118,7 @@ def _mend(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = _ROLE.sub(_target, line)
 
 
+_REFERENCE_ENDS = re.compile(r"(\d{4}|\))\.$")
 _RESULT = re.compile(r"  \w[\w, ]*: ")  # one of several results
 _ROLE = re.compile(r":(func|class|mod):`([\w.]+)`")
 

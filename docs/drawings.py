@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent / "drawings"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9")
 INK, QUIET, LINE, PAPER = "#1f2328", "#59636e", "#8c959f", "#ffffff"
 CELL = 28
+SPEC = ("window_shape", "strides", "padding")  # what pools take by position
 EDGE = 12  # around everything
 
 Cells = Sequence[str]
@@ -40,32 +41,13 @@ class Picture:
 
     def rect(self, x, y, w, h, fill="none", stroke="none", **more) -> None:
         """Draws a rectangle."""
-        self._add(
-            "rect",
-            x + w,
-            y + h,
-            x=x,
-            y=y,
-            width=w,
-            height=h,
-            fill=fill,
-            stroke=stroke,
-            **more,
-        )
+        place = dict(x=x, y=y, width=w, height=h)
+        self._add("rect", x + w, y + h, **place, fill=fill, stroke=stroke, **more)
 
     def line(self, x1, y1, x2, y2, stroke=LINE, **more) -> None:
         """Draws a line."""
-        self._add(
-            "line",
-            max(x1, x2),
-            max(y1, y2),
-            x1=x1,
-            y1=y1,
-            x2=x2,
-            y2=y2,
-            stroke=stroke,
-            **more,
-        )
+        place = dict(x1=x1, y1=y1, x2=x2, y2=y2)
+        self._add("line", max(x1, x2), max(y1, y2), **place, stroke=stroke, **more)
 
     def dot(self, x, y, r, fill, **more) -> None:
         """Draws a disc."""
@@ -74,24 +56,26 @@ class Picture:
     def text(self, x, y, text, size=13, fill=INK, anchor="start", **more) -> None:
         """Writes a line of text, its middle at the height y."""
         room = {"start": 1.0, "middle": 0.5, "end": 0.0}[anchor]
-        far = x + room * 0.56 * size * len(text)
-        self._add(
-            "text",
-            far,
-            y + size / 2,
-            text,
-            x=x,
-            y=y + size * 0.36,
-            fill=fill,
-            font_size=size,
-            text_anchor=anchor,
-            **more,
-        )
+        right = x + room * 0.56 * size * len(text)
+        look = dict(x=x, y=y + size * 0.36, fill=fill, font_size=size)
+        look |= dict(text_anchor=anchor)
+        self._add("text", right, y + size / 2, text, **look, **more)
 
     def code(self, x, y, text, size=13, **more) -> None:
         """Writes a line of code."""
         self.width = max(self.width, x + 0.62 * size * len(text))
         self.text(x, y, text, size, font_family="ui-monospace, monospace", **more)
+
+    def cell(self, x, y, text, fill="#f6f8fa", color=INK, **more) -> None:
+        """Draws an element with its number."""
+        self.rect(x + 1, y, CELL - 2, CELL - 2, fill, LINE, rx=3)
+        self.text(x + CELL / 2, y + 13, text, 13, color, "middle", **more)
+
+    def gap(self, x, y, text, dash="3 3") -> None:
+        """Draws a place where there is no element."""
+        look = dict(rx=3, stroke_dasharray=dash)
+        self.rect(x + 1, y, CELL - 2, CELL - 2, "none", LINE, **look)
+        self.text(x + CELL / 2, y + 13, text, 10, QUIET, "middle")
 
     def _add(self, tag, right, bottom, text="", **attributes) -> None:
         self.width = max(self.width, right)
@@ -173,7 +157,8 @@ class Lane:
             [o * axis.stride - axis.low + k * axis.dilation for k in range(axis.window)]
             for o in range(axis.out)
         ]
-        pads, over = (axis.low, axis.counted_high), axis.high - axis.counted_high
+        pads = (axis.low, axis.counted_high)
+        over = axis.high - axis.counted_high
         return cls(title, size, windows, pads, over, **more)
 
 
@@ -206,24 +191,19 @@ def _row(picture: Picture, panel: Lane, left: float, y: float) -> None:
     read = {i for window in panel.windows for i in window}
     before, behind = panel.pads
     for i in range(-before, panel.size + behind + panel.overhang):
-        x, inside = left + i * CELL, 0 <= i < panel.size
-        if not inside:
-            counted = i < panel.size + behind
-            dash = {"stroke_dasharray": "3 3" if counted else "1 2"}
-            picture.rect(x + 1, y, CELL - 2, CELL - 2, "none", LINE, rx=3, **dash)
-            text = "pad" if counted else "over"
-            picture.text(x + CELL / 2, y + 13, text, 10, QUIET, "middle")
-            continue
-        hidden = i not in read or i in panel.hidden
-        fill = "#eaeef2" if hidden else "#f6f8fa"
-        picture.rect(x + 1, y, CELL - 2, CELL - 2, fill, LINE, rx=3)
-        text = panel.cells[i] if len(panel.cells) else str(i)
-        color = "#8c959f" if hidden else INK
-        strike = {"text_decoration": "line-through"} if hidden else {}
-        picture.text(x + CELL / 2, y + 13, text, 13, color, "middle", **strike)
-        if len(panel.owners):
-            color = COLORS[::-1][panel.owners[i]]
-            picture.rect(x, y + CELL - 1, CELL, 4, color)
+        x = left + i * CELL
+        if i >= panel.size + behind:
+            picture.gap(x, y, "over", "1 2")
+        elif not 0 <= i < panel.size:
+            picture.gap(x, y, "pad")
+        else:
+            struck = dict(fill="#eaeef2", color=LINE, text_decoration="line-through")
+            hidden = i not in read or i in panel.hidden
+            text = panel.cells[i] if panel.cells else str(i)
+            picture.cell(x, y, text, **(struck if hidden else {}))
+            if panel.owners:
+                color = COLORS[::-1][panel.owners[i]]
+                picture.rect(x, y + CELL - 1, CELL, 4, color)
 
 
 def _bar(picture: Picture, panel: Lane, window, left, y, color) -> None:
@@ -238,16 +218,9 @@ def _bar(picture: Picture, panel: Lane, window, left, y, color) -> None:
 
 def _axis(size: int, *window: Any, **more: Any) -> Axis:
     """The geometry of windows over one axis."""
-    names = ("window_shape", "strides", "padding")
-    settings = dict(zip(names, window, strict=False)) | more
-    given = {
-        "strides": None,
-        "padding": "VALID",
-        "window_dilation": 1,
-        "ceil_mode": False,
-        "axis": (-1,),
-    }
-    laid = Geometry.of(Window.of("drawings", **{**given, **settings}), (size,))
+    given = dict(strides=None, padding="VALID", window_dilation=1, ceil_mode=False)
+    settings = given | dict(zip(SPEC, window, strict=False)) | more
+    laid = Geometry.of(Window.of("drawings", **settings, axis=(-1,)), (size,))
     return laid.axes[0]
 
 
@@ -420,32 +393,23 @@ def _sequence() -> Picture:
 
 
 def _grid(picture: Picture, x, y, cells, fills=None, title="") -> None:
-    """Draws a table of cells, an empty one for None."""
+    """Draws a table of cells, padding for None, and colours over some."""
     picture.text(x, y + 6, title, 12, QUIET)
     for i, j in np.ndindex(len(cells), len(cells[0])):
-        text, left, top = cells[i][j], x + j * CELL, y + 18 + i * CELL
-        fill = (fills or {}).get((i, j))
+        text, left, top = cells[i][j], x + j * CELL, y + 19 + i * CELL
         if text is None:
-            dash = {"stroke_dasharray": "3 3"}
-            picture.rect(
-                left + 1, top + 1, CELL - 2, CELL - 2, "none", LINE, rx=3, **dash
-            )
-            picture.text(left + CELL / 2, top + 14, "pad", 10, QUIET, "middle")
-            continue
-        picture.rect(left + 1, top + 1, CELL - 2, CELL - 2, "#f6f8fa", LINE, rx=3)
-        if fill:
-            color, opacity = fill
-            picture.rect(
-                left + 1, top + 1, CELL - 2, CELL - 2, color, rx=3, fill_opacity=opacity
-            )
-        picture.text(left + CELL / 2, top + 14, text, 13, INK, "middle")
+            picture.gap(left, top, "pad")
+        else:
+            picture.cell(left, top, text)
+        if fills and (i, j) in fills:
+            look = dict(rx=3, fill_opacity=0.3)
+            picture.rect(left + 1, top, CELL - 2, CELL - 2, fills[i, j], **look)
 
 
 def windows_2d(size: tuple[int, int], *window: Any, **more: Any) -> Picture:
     """Draws some windows over a grid, and the maxima that they give beside it."""
     x = np.arange(np.prod(size), dtype=np.float32).reshape(*size, 1)
-    names = ("window_shape", "strides", "padding")
-    settings = dict(zip(names, window, strict=False)) | more
+    settings = dict(zip(SPEC, window, strict=False)) | more
     y = np.asarray(jp.max_pool(jnp.asarray(x), **settings))[..., 0]
     rows, columns = (
         _axis(
@@ -457,7 +421,7 @@ def windows_2d(size: tuple[int, int], *window: Any, **more: Any) -> Picture:
     picture = Picture()
     left, top = EDGE, EDGE + 20
     text = ", ".join(
-        str(v) if n == names[0] else f"{n}={v!r}" for n, v in settings.items()
+        str(v) if n == SPEC[0] else f"{n}={v!r}" for n, v in settings.items()
     )
     picture.code(left, EDGE + 8, text, 12)
     height, width = (a.size + a.low + a.counted_high for a in (rows, columns))
@@ -469,36 +433,23 @@ def windows_2d(size: tuple[int, int], *window: Any, **more: Any) -> Picture:
         for i in range(-rows.low, height - rows.low)
     ]
     shown = [(0, 0), (0, 1), (rows.out - 1, columns.out - 1)]
-    fills = {place: (COLORS[n], 0.3) for n, place in enumerate(shown)}
+    fills = dict(zip(shown, COLORS, strict=False))
     _grid(picture, left, top, cells, title=f"{size[0]}x{size[1]}")
     for n, (i, j) in enumerate(shown):
-        for k in range(rows.window):
-            for m in range(columns.window):
-                at_y = top + 18 + (i * rows.stride + k * rows.dilation) * CELL
-                at_x = left + (j * columns.stride + m * columns.dilation) * CELL
-                picture.rect(
-                    at_x + 3,
-                    at_y + 3,
-                    CELL - 6,
-                    CELL - 6,
-                    COLORS[n],
-                    rx=3,
-                    fill_opacity=0.25,
-                )
-        span_y, span_x = ((a.window - 1) * a.dilation + 1 for a in (rows, columns))
-        at_y = top + 18 + i * rows.stride * CELL
         at_x = left + j * columns.stride * CELL
-        inset = 1 + 2 * n if n < 2 else 1
-        picture.rect(
-            at_x + inset,
-            at_y + inset,
-            span_x * CELL - 2 * inset,
-            span_y * CELL - 2 * inset,
-            "none",
-            COLORS[n],
-            rx=5,
-            stroke_width=2.5,
+        at_y = top + 18 + i * rows.stride * CELL
+        for k, m in np.ndindex(rows.window, columns.window):
+            tap_x = at_x + m * columns.dilation * CELL
+            tap_y = at_y + k * rows.dilation * CELL
+            look = dict(rx=3, fill_opacity=0.25)
+            picture.rect(tap_x + 3, tap_y + 3, CELL - 6, CELL - 6, COLORS[n], **look)
+        inset = 3 if n == 1 else 1  # so that both show where two windows begin
+        h, w = (
+            ((a.window - 1) * a.dilation + 1) * CELL - 2 * inset
+            for a in (rows, columns)
         )
+        look = dict(stroke=COLORS[n], rx=5, stroke_width=2.5)
+        picture.rect(at_x + inset, at_y + inset, w, h, **look)
     right = left + width * CELL + 28
     result = [[_value(v) for v in row] for row in y]
     _grid(picture, right, top, result, fills, f"{y.shape[0]}x{y.shape[1]}, maxima")
@@ -511,22 +462,22 @@ def _unpool() -> Picture:
     back = jp.max_unpool(values, indices, (4, 4))[..., 0]
     picture, fills, small = Picture(), {}, {}
     for n, flat in enumerate(np.asarray(indices)[..., 0].ravel().tolist()):
-        fills[divmod(flat, 4)] = small[divmod(n, 2)] = (COLORS[n], 0.3)
+        fills[divmod(flat, 4)] = small[divmod(n, 2)] = COLORS[n]
 
     def texts(a):
         return [[_value(v) for v in row] for row in np.asarray(a)]
 
-    step = 4 * CELL + 20
+    middle = EDGE + 4 * CELL + 20
+    right = middle + 2 * CELL + 20
     _grid(picture, EDGE, EDGE, texts(x), fills, "x")
-    _grid(picture, EDGE + step, EDGE, texts(values[..., 0]), small, "values")
-    _grid(
-        picture, EDGE + step, EDGE + 3 * CELL, texts(indices[..., 0]), small, "indices"
-    )
-    _grid(picture, EDGE + step + 2 * CELL + 20, EDGE, texts(back), fills, "max_unpool")
-    for line in (2 * CELL,):
-        for at in (EDGE, EDGE + step + 2 * CELL + 20):
-            picture.line(at, EDGE + 18 + line, at + 4 * CELL, EDGE + 18 + line, INK)
-            picture.line(at + line, EDGE + 18, at + line, EDGE + 18 + 4 * CELL, INK)
+    _grid(picture, middle, EDGE, texts(values[..., 0]), small, "values")
+    below = EDGE + 3 * CELL
+    _grid(picture, middle, below, texts(indices[..., 0]), small, "indices")
+    _grid(picture, right, EDGE, texts(back), fills, "max_unpool")
+    y = EDGE + 18
+    for x in (EDGE, right):
+        picture.line(x, y + 2 * CELL, x + 4 * CELL, y + 2 * CELL, INK)
+        picture.line(x + 2 * CELL, y, x + 2 * CELL, y + 4 * CELL, INK)
     return picture
 
 
@@ -540,15 +491,15 @@ def _indices() -> Picture:
         picture.code(x, y + 6, f'"{target}"')
         for channel in (0, 1):
             cells = [[str(v) for v in row] for row in found[..., channel]]
-            fills = {p: (COLORS[channel], 0.18) for p in np.ndindex(*shape)}
+            fills = dict.fromkeys(np.ndindex(*shape), COLORS[channel])
             at = x + channel * (3 * CELL + 8)
             _grid(picture, at, y + 16, cells, fills, f"channel {channel}")
     return picture
 
 
 def _boxes() -> Picture:
-    size, box, bins = 6, (0.6, 1.2, 4.8, 4.6), (2, 2)
-    picture, x1, y1 = Picture(), *box[:2]
+    size, bins, picture = 6, (2, 2), Picture()
+    x1, y1, x2, y2 = box = (0.6, 1.2, 4.8, 4.6)
 
     def pooled(x, aligned):
         boxes = jnp.asarray([box], jnp.float32)
@@ -567,22 +518,14 @@ def _boxes() -> Picture:
         for b, (i, j) in enumerate(np.ndindex(*bins)):
             for r, c in np.argwhere(np.asarray(weights[i, j]) > 0):
                 share = float(weights[i, j, r, c] / weights.max())
-                middle = (left + (c + 0.5) * CELL, top + (r + 0.5) * CELL)
-                offset = (2 * j - 1) * 4, (2 * i - 1) * 4
-                at = [m + o for m, o in zip(middle, offset, strict=True)]
-                picture.dot(
-                    *at, round(1.5 + 4 * share, 1), COLORS[b], fill_opacity=0.75
-                )
-            height, width = (box[3] - y1) / bins[0], (box[2] - x1) / bins[1]
-            picture.rect(
-                left + (x1 + shift + j * width) * CELL,
-                top + (y1 + shift + i * height) * CELL,
-                width * CELL,
-                height * CELL,
-                "none",
-                COLORS[b],
-                stroke_width=2,
-            )
+                x = left + (c + 0.5) * CELL + (2 * j - 1) * 4
+                y = top + (r + 0.5) * CELL + (2 * i - 1) * 4
+                radius = round(1.5 + 4 * share, 1)
+                picture.dot(x, y, radius, COLORS[b], fill_opacity=0.75)
+            h, w = (y2 - y1) / bins[0] * CELL, (x2 - x1) / bins[1] * CELL
+            x = left + (x1 + shift) * CELL + j * w
+            y = top + (y1 + shift) * CELL + i * h
+            picture.rect(x, y, w, h, stroke=COLORS[b], stroke_width=2)
     return picture
 
 

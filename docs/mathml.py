@@ -1,7 +1,7 @@
 """Formulas as MathML, which browsers draw by themselves.
 
-MathJax would come from a network, with a script. docutils, which Sphinx stands on, has a
-converter; what it does not know is an error, and ends a strict build.
+MathJax would come from a network, with a script. docutils, which Sphinx stands on, has
+a converter; what it does not know is an error, and ends a strict build.
 """
 
 import re

@@ -64,7 +64,7 @@ def write(folder: Path) -> None:
     pages |= {page: _copied(source, folder / page) for page, source in COPIES.items()}
     left = {
         str(path.relative_to(folder))
-        for part in {page.partition("/")[0] for page in pages}
+        for part in ("families", "api", "project", "notebooks")
         for path in folder.joinpath(part).glob("*.*")
     }
     for page in pages.keys() | left:
@@ -134,8 +134,9 @@ def _families() -> str:
         rows.append(f"| [{name}]({name}.md) | {_summary(module)} | {functions} |")
     return _join(
         "# Families of pools",
-        "A family is one formula with what varies in it, in one file of `jaxpool/_ops`. "
-        "Each page has the formulas, pictures, gradients, papers, and what they cost.",
+        "A family is one formula with what varies in it, in one file of "
+        "`jaxpool/_ops`. Each page has the formulas, pictures, gradients, papers, and "
+        "what they cost.",
         _table("| family | | functions |", rows),
         _rest(".. toctree::", "   :hidden:", "", *(f"   {n}" for n in families())),
     )
@@ -158,9 +159,9 @@ def _family(folder: Path, name: str) -> str:
     if costs:
         parts += [
             "## Cost",
-            "Time in units of `avg_pool`'s on the same windows, and temporary memory in "
-            "units of the input: from [What each op costs](../costs.md), which says how "
-            "it was measured.",
+            "Time in units of `avg_pool`'s on the same windows, and temporary memory "
+            "in units of the input: from [What each op costs](../costs.md), which says "
+            "how it was measured.",
             costs,
         ]
     methods = {f"{op.method}{tail}" for op in ops for tail in ("", "_learned")}
@@ -199,7 +200,8 @@ def _facts(ops: list[PoolOp]) -> str:
 def _pictures(folder: Path, name: str) -> Iterator[str]:
     for drawing in DRAWN.get(name, []):
         caption = _caption(folder, drawing)
-        yield f"```{{figure}} ../drawings/{drawing}.svg\n:alt: {caption}\n\n{caption}\n```"
+        file = f"../drawings/{drawing}.svg"
+        yield f"```{{figure}} {file}\n:alt: {caption}\n\n{caption}\n```"
     if (folder / "gallery" / f"{name}.png").exists():
         yield (
             f"```{{figure}} ../gallery/{name}.png\n:alt: what the family does\n\n"

@@ -1,4 +1,4 @@
-"""The documentation: it builds strictly, names all that is public, and its figures hold."""
+"""The documentation: it builds, names all that is public, and its figures hold."""
 
 import doctest
 import importlib.util
