@@ -68,7 +68,7 @@ toc_object_entries_show_parents = "hide"
 nitpick_ignore_regex = [
     (r"py:.*", rf"(.*\.)?{name}")
     for name in (
-        r"(jax|flax|nnx|nn|np|numpy|torch|keras|collections|fractions)\..*",
+        r"(jax|flax|nnx|nn|np|numpy|torch|keras|collections|fractions|os)\..*",
         r"(Array|ArrayLike|ndarray|DTypeLike|Mapping|Sequence|Callable|Iterable)",
         r"(Any|Literal|Path|Module|Rngs|RngStream|PRNGKey|Scope|Named)",
         # Aliases, said in words where they are used, and what is not public.
@@ -99,15 +99,17 @@ def _relink(app, docname: str, content: list[str]) -> None:
     page = Path(app.env.doc2path(docname))
     if page.suffix == ".md" and page.parent == FOLDER:
         content[0] = pages.relink(content[0], page, page)
-    if docname == "index":  # pages without a place in its lists, and notebooks
-        placed = set(re.findall(r"^[\w/]+$", content[0], re.MULTILINE))
-        found = [d for d in app.env.found_docs if "/" not in d or "notebooks/" in d]
-        others = sorted(set(found) - placed - {"index"})
-        content[0] = content[0].replace("@others", "\n".join(others))
+    if docname == "index":  # pages without a place in its lists
+        placed = set(re.findall(r"^[\w/]+$", content[0], re.MULTILINE)) | {"index"}
+        found = {d for d in app.env.found_docs if "/" not in d or d.endswith("/index")}
+        others = "\n".join(sorted(found - placed))
+        content[0] = content[0].replace("@others", others)
 
 
 def _mend(app, what, name, obj, options, lines: list[str]) -> None:
     """Makes lists of what line breaks alone list, and links of functions' names."""
+    if what in ("attribute", "property"):
+        lines.insert(0, "")  # else napoleon takes what is before a colon for a type
     _list(lines, "References:", lambda before, line: _REFERENCE_ENDS.search(before))
     if sum(bool(_RESULT.match(line)) for line in _section(lines, "Returns:")) > 1:
         _list(lines, "Returns:", lambda before, line: _RESULT.match(line))

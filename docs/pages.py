@@ -48,6 +48,7 @@ COPIES = {f"project/{p.stem.lower()}.md": p for p in ROOT.glob("*.md")} | {
     f"notebooks/{p.name}": p for p in ROOT.glob("notebooks/*.ipynb")
 }
 COPIES.pop("project/readme.md")  # stands for the site where there is none
+NOTEBOOKS = ROOT / "notebooks" / "README.md"
 PASSES = {"window": "windows", "global": "the whole extent", "adaptive": "bins"}
 
 
@@ -62,6 +63,8 @@ def write(folder: Path) -> None:
     pages["api/linen.md"] = _flax("linen")
     pages["api/index.md"] = _modules(modules)
     pages |= {page: _copied(source, folder / page) for page, source in COPIES.items()}
+    if NOTEBOOKS.exists():
+        pages["notebooks/index.md"] = _notebooks(folder / "notebooks" / "index.md")
     left = {
         str(path.relative_to(folder))
         for part in ("families", "api", "project", "notebooks")
@@ -333,6 +336,12 @@ def _copied(source: Path, page: Path) -> str:
         if cell["cell_type"] == "markdown":
             cell["source"] = relink("".join(cell["source"]), source, page)
     return json.dumps(notebook)
+
+
+def _notebooks(page: Path) -> str:
+    names = sorted(p.stem for p in NOTEBOOKS.parent.glob("*.ipynb"))
+    toctree = [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in names)]
+    return _join(relink(NOTEBOOKS.read_text(), NOTEBOOKS, page), _rest(*toctree))
 
 
 def relink(text: str, source: Path, page: Path) -> str:
