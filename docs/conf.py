@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -55,7 +56,9 @@ copybutton_prompt_is_regexp = True
 
 # In docstrings `x` is code, as in Markdown.
 default_role = "code"
+napoleon_numpy_docstring = False
 napoleon_use_param = False  # several arguments in one entry, as they are written
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -116,12 +119,12 @@ def _mend(app, what, name, obj, options, lines: list[str]) -> None:
         # Without it, napoleon takes the first entry's name for a type.
         start = lines.index("Returns:") + 1
         lines[start:start] = ["  A tuple of", ""]
-    for i, line in enumerate(lines):
-        lines[i] = _ROLE.sub(_target, line)
+    lines[:] = [_ROLE.sub(_target, line) for line in _with_tables(lines)]
 
 
 _REFERENCE_ENDS = re.compile(r"(\d{4}|\))\.$")
 _RESULT = re.compile(r"  \w[\w, ]*: ")  # one of several results
+_COLUMNS = re.compile(r"  +[\w`].*\S {2,}\S|    {12,}\S")  # the next may go on
 _ROLE = re.compile(r":(func|class|mod):`([\w.]+)`")
 
 
@@ -129,6 +132,15 @@ def _section(lines: list[str], head: str) -> list[str]:
     start = lines.index(head) + 1 if head in lines else len(lines)
     ends = (i for i in range(start, len(lines)) if not lines[i].strip())
     return lines[start : next(ends, len(lines))]
+
+
+def _with_tables(lines: list[str]) -> Iterator[str]:
+    """Marks as literal what is set in columns, and indented: to reST it is prose."""
+    for i, line in enumerate(lines):
+        begins = i > 1 and not lines[i - 1] and not lines[i - 2].endswith("::")
+        if begins and all(map(_COLUMNS.match, lines[i : i + 2])):
+            yield from ("::", "")
+        yield line
 
 
 def _list(lines: list[str], head: str, begins) -> None:

@@ -9,7 +9,7 @@ channels of size d,
 and differ in where the queries come from, and in what is learned. Learned arrays
 arrive in `params`, a mapping by name; those of no use in a pool are refused, and a
 projection that is absent is the identity. A module creates them; so does
-`jaxpool.linen.AttentionPool(...).init(key, x)["params"]`, for use without modules::
+`jaxpool.linen.AttentionPool(...).init(key, x)["params"]`, for use without modules.
 
   query                        [Q, E] or [E]   learned queries
   q_kernel, q_bias             [E, D], [D]     projection of the queries,

@@ -35,7 +35,7 @@ def convert(
 
     All of `torch.nn`'s are known, by their class's name and their attributes, and
     `AvgPool2dSame` and `MaxPool2dSame` of timm. They become the module of `jaxpool.nnx`
-    or `jaxpool.linen` that gives the same numbers (see `DIFFERENCES`)::
+    or `jaxpool.linen` that gives the same numbers (see `DIFFERENCES`):
 
       MaxPool, AdaptiveMaxPool     `MaxPool`, `AdaptiveMaxPool`, called with the array;
                                    with `return_indices=True` `MaxPoolWithArgmax` and
