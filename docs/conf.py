@@ -112,7 +112,7 @@ def _relink(app, docname: str, content: list[str]) -> None:
 def _mend(app, what, name, obj, options, lines: list[str]) -> None:
     """Makes lists of what line breaks alone list, and links of functions' names."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")  # else napoleon takes what is before a colon for a type
+        lines[:0] = ["..", ""]  # else napoleon takes what is before a colon for a type
     _list(lines, "References:", lambda before, line: _REFERENCE_ENDS.search(before))
     if sum(bool(_RESULT.match(line)) for line in _section(lines, "Returns:")) > 1:
         _list(lines, "Returns:", lambda before, line: _RESULT.match(line))
