@@ -34,6 +34,7 @@ One photograph of {SIZE}x{SIZE} pixels in red, green, blue, grey. Methods are bu
 `jaxpool compare` does: windows of 2x2 with a stride of 2 where a method has
 windows, and arrays at their first values where it learns them. Those that sample are
 drawn twice, with one key and with `deterministic=True`. `docs/gallery.py` draws it all.
+Windows, strides and padding over a grid are in [Windows](windows.md).
 
 - **result**: what the method gives; a grid of its numbers where that is no picture.
 - **weights**: how much the result at the marked place changes with each pixel near it,
