@@ -38,10 +38,11 @@ LAYERS = [
     ["compat"],
     ["compare"],
     ["bench"],
+    ["explain"],
     ["__main__"],
 ]
 OPERATIONS = [name for name in jaxpool.__all__ if name != "lowering"]
-PACKAGES = ["compat", "compare", "bench"]  # whose files import one another
+PACKAGES = ["compat", "compare", "bench", "explain"]  # whose files import one another
 POSITIONAL = ["x", "window_shape", "strides", "padding"]
 
 
