@@ -37,11 +37,12 @@ LAYERS = [
     ["deploy"],
     ["compare"],
     ["bench"],
+    ["explain"],
     ["__main__"],
 ]
 OPERATIONS = [name for name in jaxpool.__all__ if name != "lowering"]
 # Whose files import one another.
-PACKAGES = ["compat", "compare", "bench", "testing", "deploy"]
+PACKAGES = ["compat", "compare", "bench", "testing", "deploy", "explain"]
 POSITIONAL = ["x", "window_shape", "strides", "padding"]
 
 
