@@ -237,20 +237,17 @@ def _rows(page: Path, head: str, column: int, wanted: set[str]) -> str:
 # The API reference.
 
 
-def _entry(module: str, where: object, name: str, *options: str) -> str:
+def _entry(module: str, where: object, name: str) -> str:
     """The directive that documents a public name."""
     value = getattr(where, name)
     if inspect.isclass(value) and (home := _home(value)) not in (None, module):
         head = [f".. py:class:: {name}", f"   :module: {module}", ""]
         return _rest(*head, f"   The same as :class:`{home}.{name}`.")
     if inspect.isclass(value):
-        kind, options = "class", (":members:", *options)
-    elif callable(value):
-        kind = "function"
-    else:
-        kind, options = "data", (":no-value:", *options)
-    lines = [f".. auto{kind}:: {module}.{name}", *(f"   {o}" for o in options)]
-    return _rest(*lines)
+        return _rest(f".. autoclass:: {module}.{name}", "   :members:")
+    if callable(value):
+        return _rest(f".. autofunction:: {module}.{name}")
+    return _rest(f".. autodata:: {module}.{name}", "   :no-value:")
 
 
 def _home(value: type) -> str | None:

@@ -300,15 +300,15 @@ def test_litert_int8(trained, tmp_path):
     runner = Interpreter(str(out)).get_signature_runner()
     assert runner.get_input_details()["input_0"]["dtype"] == np.int8
     assert runner.get_output_details()["output_0"]["dtype"] == np.int8
-    right = {"JAX": [], "int8": []}
+    same, right = [], []
     for i in (0, 64, 128):
         x, labels = data.x_test[i : i + 64], data.y_test[i : i + 64]
         (logits,) = litert_model.run(out.read_bytes(), "serving_default", [x])
-        right["int8"].append(np.argmax(logits, -1) == labels)
-        right["JAX"].append(np.argmax(model(x), -1) == labels)
-    accuracy = {name: np.mean(parts) for name, parts in right.items()}
-    assert accuracy["JAX"] > 0.85
-    assert accuracy["int8"] > accuracy["JAX"] - 0.03
+        classes = np.argmax(model(x), -1)
+        same.append(np.argmax(logits, -1) == classes)
+        right.append(classes == labels)
+    assert np.mean(right) > 0.6  # it has learned
+    assert np.mean(same) > 0.95
 
 
 def test_litert_of_several_inputs_and_outputs(tmp_path):

@@ -75,11 +75,11 @@ def provider(pools):
 
 
 def of_pools(tree):
-    """What a tree of statistics holds of the two pools, without their modules' paths."""
+    """What a tree of statistics holds of the two pools, without modules' paths."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for pool in ("max_pool0", "avg_pool0"):
-            before, name, after = jax.tree_util.keystr(path).partition(pool)
+            _, name, after = jax.tree_util.keystr(path).partition(pool)
             if name:
                 found[name + after] = leaf
     return found
