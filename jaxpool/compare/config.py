@@ -40,7 +40,7 @@ FORM: Mapping[str, Form] = {
 """What each setting of `jaxpool.compare.compare` looks like in a file."""
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
     """Reads settings of `jaxpool compare` from a TOML file.
 
     Args:
@@ -53,6 +53,14 @@ def read_config(path: str) -> dict[str, Any]:
     Raises:
       UserError: for a file that cannot be read, an unknown name, or a value of another
         kind; the message says which.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jaxpool.compare import read_config
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "digits.toml"
+      >>> written = path.write_text('data = "digits"\\nparallel-seeds = 3')
+      >>> read_config(path)
+      {'data': 'digits', 'parallel_seeds': 3}
     """
     try:
         text = Path(path).read_text("utf-8")
