@@ -1,6 +1,6 @@
 """Settings of the documentation site: `python -m sphinx -n -W --keep-going docs OUT`.
 
-Links that lead elsewhere are not followed; `python -m sphinx -b linkcheck docs OUT` does.
+Links that lead elsewhere are followed by `python -m sphinx -b linkcheck docs OUT`.
 """
 
 import re
