@@ -94,7 +94,8 @@ def to_stablehlo(
             f"dynamic_batch=False exports it for the examples'. {error}"
         )
         raise DeployError(problem) from error
-    contents = bytes(module.serialize(vjp_order=int(gradient)))
+    with _no_source_lines():  # a gradient is exported here
+        contents = bytes(module.serialize(vjp_order=int(gradient)))
     call = export.deserialize(bytearray(contents)).call
     tolerance = as_tolerance(caller, tolerance, _rounding(module.out_avals))
     error = 0.0
