@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
-np.set_printoptions(precision=2, suppress=True)  # for what is printed
+np.set_printoptions(precision=3, suppress=True)  # for what is printed
 
 # %% [markdown]
 # ## One key, one result
