@@ -1,0 +1,150 @@
+# %% [markdown]
+# # Which pooling is best for your images?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/#upload=true)
+#
+# Take your own images, train the same small network with each pooling method and
+# several seeds, and read a table that says which differences are more than chance.
+# Replace one cell to use your data; until then it runs on real pieces of two
+# photographs.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("jaxpool") is None:  # on Colab; its jax and Flax stay
+    # %pip install -q "jaxpool[compare]"
+    importlib.invalidate_caches()
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxpool.compare import compare, print_results
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+FAST = "JAXPOOL_FAST" in os.environ  # a trial run of this notebook
+os.chdir(tempfile.mkdtemp())  # for the files that are written here
+
+# %% [markdown]
+# ## Your images
+#
+# As most people have them: a folder with images to train on and one to test on, and in
+# both a subfolder for each class. **Replace this cell** by `images = Path("...")` to
+# use yours. Here the classes are two photographs that come with scikit-learn, a temple
+# and a flower; each image is a piece of one of them, without its colour.
+#
+# **Trap: images of one thing on both sides.** Pieces that overlap would be learned by
+# heart and recognised in the test. So the left part of each photograph is for training,
+# the right part for the test.
+
+# %%
+images = Path("images")
+rng = np.random.default_rng(0)
+SIZE = 32
+
+photographs = dict(zip(("temple", "flower"), load_sample_images().images, strict=True))
+for name, photograph in photographs.items():
+    border = photograph.shape[1] * 3 // 5
+    parts = {"train": photograph[:, :border], "test": photograph[:, border:]}
+    for part, pixels in parts.items():
+        place = images / part / name
+        place.mkdir(parents=True)
+        for i in range({"train": 500, "test": 250}[part] // (5 if FAST else 1)):
+            top, left = (rng.integers(side - SIZE) for side in pixels.shape[:2])
+            piece = pixels[top : top + SIZE, left : left + SIZE]
+            Image.fromarray(piece).convert("L").save(place / f"{i:03}.png")
+
+for place in sorted(images.glob("*/*")):
+    print(place.relative_to(images), len(list(place.iterdir())), "images")
+
+# %% [markdown]
+# An .npz file of four arrays is what `compare` reads: images `[N, H, W]` or `[N, H, W,
+# C]`, uint8 or floats, and labels from 0. Any other data set gets there in the same
+# way.
+
+# %%
+classes = sorted(path.name for path in (images / "train").iterdir())
+
+
+def read(part):
+    """The images of a part, all brought to one size, and their labels."""
+    paths = sorted((images / part).glob("*/*"))
+    pictures = [Image.open(path).convert("L").resize((SIZE, SIZE)) for path in paths]
+    labels = [classes.index(path.parent.name) for path in paths]
+    return np.stack([np.asarray(picture) for picture in pictures]), np.array(labels)
+
+
+x_train, y_train = read("train")
+x_test, y_test = read("test")
+arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+np.savez("own.npz", **arrays)
+
+figure, panels = plt.subplots(len(classes), 8, figsize=(8, 2.1), dpi=75)
+for label, (name, line) in enumerate(zip(classes, panels, strict=True)):
+    line[0].set_ylabel(name)
+    for panel, picture in zip(line, x_train[y_train == label], strict=False):
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        panel.set(xticks=[], yticks=[])
+plt.tight_layout(pad=0.3)
+plt.show()
+
+# %% [markdown]
+# ## Compare
+#
+# One call. Each method is trained `seeds` times in the same network; times and memory
+# are measured side by side on this device. Whatever is finished is saved at once: after
+# an interruption, the same call with `resume=True` goes on.
+
+# %%
+settings = {
+    "data": "own.npz",
+    "methods": ["max", "avg", "lp", "mixed_learned", "stochastic", "stride"],
+    "epochs": 1 if FAST else 4,
+    "seeds": 2 if FAST else 5,
+    "batch": 16 * jax.device_count(),
+    "out": "results",
+}
+results = compare(**settings)
+
+# %% [markdown]
+# ## Read the table
+#
+# `range` is the lowest and the highest seed, and `vs max` the difference of means. A
+# star marks a difference that is more than chance over seeds. **Without a star, a
+# higher number says nothing.** If you need to know, take more seeds.
+
+# %%
+print_results("results")
+
+# %% [markdown]
+# The picture has each seed as a dot:
+
+# %%
+figure = plt.figure(figsize=(9, 4.2), dpi=75)
+plt.imshow(plt.imread("results/results.png"))
+plt.axis("off")
+plt.tight_layout(pad=0)
+plt.show()
+
+# %% [markdown]
+# ## Another method, later
+#
+# `resume=True` keeps what is finished and trains what is new. `python -m jaxpool
+# compare --methods all` lists all methods that fit, and says why others do not.
+
+# %%
+settings["methods"].append("gem")
+results = compare(**settings, resume=True)
+for name, entry in results["methods"].items():
+    print(f"{name:14}", [f"{run['accuracy']:.1%}" for run in entry["runs"]])
+
+# %% [markdown]
+# The folder holds `results.json` for programs, `results.md` for a page, and
+# `results.png`. The same from a terminal:
+#
+#     jaxpool compare --data own.npz --methods max,avg,lp --seeds 5 --out results
