@@ -18,11 +18,11 @@ from jaxpool._core.op import OPS
 ROOT = Path(jaxpool.__file__).parent
 # Imports run from a later layer to an earlier one, never back.
 LAYERS = [
-    ["_core/window", "_core/op"],
+    ["_core/window", "_core/op", "_core/plain", "_core/files"],
     ["_core/geometry"],
     ["_core/numerics", "_core/stages"],
     ["_core/lowering"],
-    ["_core/taps"],
+    ["_core/taps", "_core/planes"],
     ["_core/places", "_core/indices"],
     ["_core/linear"],
     ["_core/engine", "_core/arguments"],
@@ -36,12 +36,13 @@ LAYERS = [
     ["_core/module"],
     ["nnx", "linen"],
     ["compat"],
+    ["deploy"],
     ["compare"],
     ["bench"],
     ["__main__"],
 ]
 OPERATIONS = [name for name in jaxpool.__all__ if name != "lowering"]
-PACKAGES = ["compat", "compare", "bench"]  # whose files import one another
+PACKAGES = ["compat", "compare", "bench", "deploy"]  # whose files import one another
 POSITIONAL = ["x", "window_shape", "strides", "padding"]
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core import linear, taps
+from jaxpool._core import linear, planes, taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
@@ -49,6 +49,7 @@ __all__ = [
     "window_combine",
     "window_extremum",
     "window_fold",
+    "window_mean",
     "window_pad",
     "window_stack",
     "window_sum",
@@ -155,6 +156,8 @@ def _chosen_jvp(geometry, form, primals, tangents):
 def _value(x, geometry, largest, form):
     if form == "reduce_window":
         return _native_extremum(x, geometry, largest)
+    if form == "planes":
+        return _plane_extremum(x, geometry, largest)
     op, empty = lax.max if largest else lax.min, identity(x.dtype, largest)
     for i, stage in enumerate(stages(geometry)):
         # Without the barrier XLA computes a stage again for each tap of the next one.
@@ -172,13 +175,14 @@ def _value_and_codes(x, where, geometry, largest, form):
         index = _reduce_index(x, geometry, largest, where)
         return _native_extremum(x, geometry, largest), (index,)
     op, empty = lax.max if largest else lax.min, identity(x.dtype, largest)
+    kind = np.int32 if form == "planes" else np.uint8  # nobody else selects bytes
     codes, alive = [], where
     for stage in stages(geometry):
         # The barriers keep XLA from computing values and codes again for each tap of
         # whatever uses them, and from keeping `x` until then.
         y = taps.fold(x, stage, op, empty)
         y = taps.apart(y) if stage.binned else lax.optimization_barrier(y)
-        code = taps.apart(taps.choose(x, y, stage, alive))
+        code = taps.apart(taps.choose(x, y, stage, alive, np.dtype(kind)))
         # A window without elements gives the identity, which is not to be chosen.
         nothing = where is not None or holds_nothing(stage)
         alive = code != taps.NONE.astype(code.dtype) if nothing else None
@@ -250,9 +254,68 @@ def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
 def _sum(x, geometry, form):
     if form == "reduce_window":
         return _reduce_window(x, np.array(0, x.dtype), lax.add, geometry)
+    if form == "planes" and planes.fit(x, geometry):
+        return _plane_sum(x, geometry)
     for chains in sum_stages(geometry):
         x = functools.reduce(lax.add, [read_all(x, chain) for chain in chains])
     return x
+
+
+def window_mean(
+    x: jax.Array, geometry: Geometry, counts: np.ndarray
+) -> jax.Array | None:
+    """The sum of each window by `counts`, as one node of a runtime's; None if none is.
+
+    For formulas that are traced plainly.
+    """
+    if chosen_form(geometry) != "planes" or not planes.fit(x, geometry):
+        return None
+    if geometry.whole:
+        return jnp.mean(x, geometry.pooled, keepdims=True)
+    return _plane_mean(x, geometry, np.maximum(counts, 1))
+
+
+def _plane_extremum(x, geometry, largest):
+    """The extremum by maxima of planes: converters know no other."""
+    if jnp.issubdtype(x.dtype, jnp.integer) and np.dtype(x.dtype).itemsize < 4:
+        y = _plane_extremum(x.astype(np.float32), geometry, largest)
+        return y.astype(x.dtype)
+    if not planes.fit(x, geometry):
+        return _value(x, geometry, largest, "stages")
+    x = x if largest else -x
+    for pair in planes.pairs(geometry):
+        plane, inner, shape = planes.cut(x, pair)
+        empty = identity(x.dtype, True)
+        x = _reduce_window(plane, empty, lax.max, inner).reshape(shape)
+    return x if largest else -x
+
+
+def _plane_sum(x, geometry):
+    """The sum of each window by their mean: converters know no other."""
+    if geometry.whole:
+        return jnp.sum(x, geometry.pooled, keepdims=True)
+    taps = np.full([1] * x.ndim, geometry.clipped.taps)
+    return _plane_mean(x, geometry, taps) * taps.astype(x.dtype)
+
+
+def _plane_mean(x, geometry, counts):
+    """The sum of each window by `counts`, by means of planes."""
+    pairs, zero = list(planes.pairs(geometry)), np.array(0, x.dtype)
+    if len(pairs) == 1 and planes.same(geometry.clipped, counts):
+        plane, inner, shape = planes.cut(x, pairs[0])
+        ones = jnp.ones((1, *plane.shape[1:]), x.dtype)
+        total, count = (
+            _reduce_window(part, zero, lax.add, inner) for part in (plane, ones)
+        )
+        return (total / jnp.broadcast_to(count, total.shape)).reshape(shape)
+    scale = np.asarray(1 / counts, np.float64)
+    for pair in pairs:
+        plane, inner, shape = planes.cut(x, pair)
+        plane, inner, _ = window_pad(plane, inner, None, 0)
+        total = _reduce_window(plane, zero, lax.add, inner)
+        x = (total / np.array(inner.taps, x.dtype)).reshape(shape)
+        scale = scale * inner.taps
+    return x if np.allclose(scale, 1, 1e-12, 0) else x * scale.astype(x.dtype)
 
 
 def read_all(x, stages, codes=()):

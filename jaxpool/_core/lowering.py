@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxpool._core.geometry import Geometry
+from jaxpool._core.plain import plain_windows
 from jaxpool._core.stages import (
     MOST_IN_A_ROW,
     MOST_TAPS,
@@ -117,8 +118,11 @@ def lowering(form: str) -> Iterator[None]:
 
 
 def chosen_form(geometry: Geometry) -> str:
-    """The form in which to compute this window, "stages" or "reduce_window"."""
+    """The form in which to compute this window: "stages" or "reduce_window".
+
+    Or "planes", where formulas are traced plainly.
+    """
     rule = next(rule for rule in RULES if rule.applies(geometry))
-    asked = _asked.get()
-    only = geometry.symbolic or geometry.binned
+    asked = plain_windows() or _asked.get()
+    only = geometry.symbolic or (geometry.binned and asked != "planes")
     return rule.form if asked == "auto" or only else asked

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxpool._core.plain import plain
+
 __all__ = [
     "accumulation_dtype",
     "at_least",
@@ -50,7 +52,8 @@ def divide(total: jax.Array, count: ArrayLike) -> jax.Array:
     if not isinstance(count, jax.Array):
         if np.all(np.frexp(count)[0] == 0.5):
             return total * (1 / np.asarray(count)).astype(total.dtype)
-    return _divide(total, jnp.asarray(count).astype(total.dtype))
+    count = jnp.asarray(count).astype(total.dtype)
+    return total / count if plain() else _divide(total, count)
 
 
 @jax.custom_jvp
@@ -93,6 +96,8 @@ def power_of_two_near(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     In whole numbers: XLA would keep the quotient that division makes in an array.
     """
+    if plain():
+        return jnp.ones_like(x), jnp.ones_like(x)
     info = jnp.finfo(x.dtype)
     integer = np.dtype(f"int{info.bits}")
     place = np.asarray(1 << info.nmant, integer)
@@ -115,6 +120,8 @@ def power_of_two_scale(
     that its power, or a derivative's, would come near overflow or vanish. Multiplying
     back changes no bit of a result. It carries no gradient.
     """
+    if plain():
+        return jnp.ones([1] * x.ndim, x.dtype)
     x, p = lax.stop_gradient(x), lax.stop_gradient(p)
     finite = jnp.where(jnp.isfinite(x), x, 0)
     largest = jnp.max(finite, axis=tuple(axes), keepdims=True, initial=0)

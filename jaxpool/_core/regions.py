@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxpool._core.engine import identity
 from jaxpool._core.numerics import divide
+from jaxpool._core.plain import plain
 
 __all__ = [
     "Bins",
@@ -158,7 +159,7 @@ def interpolate(
     place = rows.place[:, :, None, 0] * width + columns.place[:, None, :, 0]
     nothing = _nothing(lax.stop_gradient(images), boxes, place)
     step = jax.checkpoint(add_row, prevent_cse=False)
-    return lax.scan(step, nothing, one_by_one)[0]
+    return lax.scan(step, nothing, one_by_one, unroll=plain() or 1)[0]
 
 
 @jax.custom_jvp

@@ -81,7 +81,11 @@ def fold(
 
 
 def choose(
-    x: jax.Array, y: jax.Array, stage: Geometry, alive: jax.Array | None = None
+    x: jax.Array,
+    y: jax.Array,
+    stage: Geometry,
+    alive: jax.Array | None = None,
+    kind: np.dtype = NONE.dtype,
 ) -> jax.Array:
     """The code of the first element of each window that equals `y`, its extremum.
 
@@ -95,14 +99,14 @@ def choose(
         target = target.astype(wide)
         # The last one needs no test: if no other equals the extremum, it does.
         last = NONE if masks or not slices else np.uint8(slices[-1][0])
-        code = filled(target, last)
+        code = filled(target, last).astype(kind)
         masks = [mask for _, mask in masks] or [None] * len(slices)
         for (tap, part), mask in reversed(list(zip(slices, masks, strict=True))):
             if tap != last:
                 part = part.astype(wide)
                 hit = (part == target) | (part != part)
                 hit = hit if mask is None else hit & mask
-                code = jnp.where(hit, np.uint8(tap), code)
+                code = jnp.where(hit, kind.type(tap), code)
         return code
 
     if stage.binned:
@@ -190,7 +194,8 @@ def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Ar
             terms = [part for _, part in slices]
         else:
             codes = outputs(code, stage, runs)
-            terms = [masked(codes == np.uint8(tap), part) for tap, part in slices]
+            kind = codes.dtype.type
+            terms = [masked(codes == kind(tap), part) for tap, part in slices]
         if not terms:
             return filled(_inputs(x, stage, runs), 0)
         return functools.reduce(lax.add, terms)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import laid, reduced, whole
-from jaxpool._core.engine import window_extremum, window_sum
+from jaxpool._core.engine import window_extremum, window_mean, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
     accumulation_dtype,
@@ -189,6 +189,10 @@ def masked_mean(
     x = x.astype(accumulation_dtype(mean_dtype(x.dtype)))
     counted = jnp.zeros((), x.dtype).real.dtype
     counts = element_count(counted, x.ndim, geometry, where, include_pad)
+    if isinstance(counts, np.ndarray):
+        mean = window_mean(x, geometry, counts)
+        if mean is not None:
+            return mean
     if isinstance(counts, np.ndarray) and counts.min() == counts.max() > 0:
         return _mean_of(x, geometry, int(counts.min()))
     total = masked_sum(x, geometry, where)

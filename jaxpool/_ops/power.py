@@ -37,9 +37,10 @@ from jaxpool._core.numerics import (
     safe_power,
 )
 from jaxpool._core.op import pool_op
+from jaxpool._core.plain import plain
 from jaxpool._core.weighted import gathers, window_power_mean
 from jaxpool._core.window import Ints, Padding, as_flag
-from jaxpool._ops.average import element_count
+from jaxpool._ops.average import element_count, masked_mean, masked_sum
 
 __all__ = [
     "gem_pool",
@@ -275,6 +276,14 @@ def _power_mean(
 
     What the mask hides is 0.
     """
+    if plain():
+        whole = isinstance(order, int)
+        powers = lax.integer_pow(size, order) if whole else safe_power(size, order)
+        if normalize:
+            y = masked_mean(powers, geometry, where, False)
+        else:
+            y = masked_sum(powers, geometry, where)
+        return lax.sqrt(y) if whole and order == 2 else safe_power(y, 1 / order)
     count = np.ones([1] * size.ndim)
     if normalize:
         count = element_count(size.dtype, size.ndim, geometry, where, False)
@@ -296,6 +305,8 @@ def _order(value: ArrayLike, order: jax.Array) -> Any:
 
 def _magnitude(x: jax.Array) -> jax.Array:
     """|x|, with gradient 0 at 0."""
+    if plain():
+        return jnp.abs(x)
     return x * lax.stop_gradient(jnp.sign(x))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxpool._core.files import replace, unfinished
 from jaxpool._core.window import fail
 from jaxpool.compare.forms import Form, conform
 from jaxpool.compare.settings import UserError
@@ -20,39 +21,6 @@ except ModuleNotFoundError:  # on Windows
     fcntl = None
 
 __all__ = ["read", "replace", "reserve"]
-
-
-def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file under a temporary name, so that `path` is never half written.
-
-    Contents reach the disk before they get their name: what is there after a loss of
-    power is whole too. A folder that has gone is made anew.
-
-    Raises:
-      OSError: if that fails, with `path` as its file; what was there is left.
-    """
-    temporary = path.with_name(_unfinished(path, secrets.token_hex(4)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(temporary)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _unfinished(path: Path, mark: str) -> str:
-    return f".{path.stem}.{mark}.unfinished{path.suffix}"
 
 
 @contextlib.contextmanager
@@ -73,7 +41,7 @@ def reserve(caller: str, path: Path) -> Iterator[None]:
     new = not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / _unfinished(path, secrets.token_hex(4))
+        probe = folder / unfinished(path, secrets.token_hex(4))
         try:
             probe.write_bytes(bytes(4096))
         finally:
