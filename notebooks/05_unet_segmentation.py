@@ -18,6 +18,7 @@ if importlib.util.find_spec("jaxpool") is None:  # on Colab; its jax and Flax st
 
 # %%
 import os
+from itertools import pairwise
 
 import jax.numpy as jnp
 import jaxpool as jp
@@ -95,8 +96,8 @@ print("images", images.shape, "| share of digit pixels", f"{masks.mean():.1%}")
 # %% [markdown]
 # ## Four networks in one
 #
-# Three times 3 x 3 convolution and pooling on the way down, and the same on the way up.
-# The two flags change two lines.
+# Three times convolution and pooling on the way down, and the same on the way up. The
+# two flags change two lines.
 
 
 # %%
@@ -109,11 +110,10 @@ class UNet(nnx.Module):
 
         both = 2 if skips else 1  # what comes from below, and what was kept
         self.unpool, self.skips = unpool, skips
-        ways_down = zip((1, *WIDTHS), WIDTHS, strict=False)
-        ways_up = zip(WIDTHS[::-1], (*WIDTHS[-2::-1], WIDTHS[0]), strict=False)
-        self.down = nnx.Sequential(*[conv(i, o) for i, o in ways_down])
+        self.down = nnx.Sequential(*[conv(i, o) for i, o in pairwise((1, *WIDTHS))])
         self.middle = conv(WIDTHS[-1], WIDTHS[-1])
-        self.up = nnx.Sequential(*[conv(i * both, o) for i, o in ways_up])
+        up = pairwise((*WIDTHS[::-1], WIDTHS[0]))
+        self.up = nnx.Sequential(*[conv(i * both, o) for i, o in up])
         self.head = nnx.Conv(WIDTHS[0], 1, (1, 1), rngs=rngs)
 
     def __call__(self, x):
