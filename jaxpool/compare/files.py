@@ -1,10 +1,12 @@
 """Files of results: whole or not there, written by one process, checked when read."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ try:
 except ModuleNotFoundError:  # on Windows
     fcntl = None
 
-__all__ = ["read", "replace", "reserve"]
+__all__ = ["folder_name", "read", "replace", "reserve"]
+
+
+def folder_name(name: str, taken: Container[str] = ()) -> str:
+    """Returns a name for a folder of what is of a data set, unlike those taken."""
+    last = name.removeprefix("hf:").rstrip("/").split("/")[-1].removesuffix(".npz")
+    plain = re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII)[:60].strip("-.") or "data"
+    names = itertools.chain([plain], (f"{plain}-{n}" for n in itertools.count(2)))
+    return next(each for each in names if each not in taken)
 
 
 @contextlib.contextmanager

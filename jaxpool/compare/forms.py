@@ -7,13 +7,16 @@ __all__ = [
     "AMOUNT",
     "ANYTHING",
     "COUNT",
+    "FLAG",
     "NUMBER",
     "POSITIVE",
     "SHARE",
     "TEXT",
+    "TEXTS",
     "Form",
     "Leaf",
     "conform",
+    "either",
     "one_of",
     "optional",
 ]
@@ -42,8 +45,14 @@ def _is_amount(value: Any) -> bool:
     return _is_number(value) and 0 <= value < 2**63
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 ANYTHING = Leaf("anything", lambda value: True)
 TEXT = Leaf("text", lambda value: isinstance(value, str))
+TEXTS = Leaf("a list of texts", _are_texts)
+FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 NUMBER = Leaf("a number", _is_number)  # NaN is one: losses may become that
 AMOUNT = Leaf("a number from 0 to 2**63", _is_amount)
 POSITIVE = Leaf("a number above 0, to 2**63", lambda v: _is_amount(v) and v > 0)
@@ -54,6 +63,12 @@ SHARE = Leaf("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 def optional(leaf: Leaf) -> Leaf:
     """Returns a leaf that null fits too."""
     return Leaf(f"{leaf.rule} or null", lambda v: v is None or leaf.holds(v))
+
+
+def either(*leaves: Leaf) -> Leaf:
+    """Returns a leaf for what fits one of several."""
+    rule = " or ".join(leaf.rule for leaf in leaves)
+    return Leaf(rule, lambda value: any(leaf.holds(value) for leaf in leaves))
 
 
 def one_of(*texts: str) -> Leaf:

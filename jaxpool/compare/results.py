@@ -3,8 +3,7 @@
 import json
 import platform
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,16 @@ import optax
 import jaxpool
 from jaxpool.compare import files
 from jaxpool.compare.data import Dataset
-from jaxpool.compare.files import replace
+from jaxpool.compare.files import folder_name, replace
 from jaxpool.compare.forms import (
     AMOUNT,
     ANYTHING,
     COUNT,
     NUMBER,
     SHARE,
+    TEXT,
     Form,
+    Leaf,
     optional,
 )
 from jaxpool.compare.methods import all_methods
@@ -31,13 +32,17 @@ from jaxpool.compare.settings import Settings, check
 
 __all__ = [
     "FILE",
+    "Finished",
     "Results",
     "accuracies",
     "begin",
     "differences",
+    "finished",
+    "is_index",
     "ranked",
     "read",
     "write",
+    "write_index",
 ]
 
 FILE = "results.json"
@@ -47,7 +52,14 @@ Results = dict[str, Any]
 
 `settings`, `data` and `environment` say what was compared where. `methods` maps each
 method's name to its `runs` (see `jaxpool.compare.training.train`) and, once they are
-measured, its `costs` (see `jaxpool.compare.timing.measure`).
+measured, its `costs` (see `jaxpool.compare.timing.measure`). A run's `beside` is how
+many seeds were trained side by side, where it was not alone. `report` says with what
+the methods are compared.
+"""
+
+Finished = dict[str, list[Any]]
+"""By the name of a data set: the folder of its own, "" for none, and its results, or
+None where there are none yet. All of it is JSON.
 """
 
 _RUN: Form = {
@@ -56,6 +68,7 @@ _RUN: Form = {
     "first_loss": NUMBER,
     "loss": NUMBER,
     "moved": optional(NUMBER),
+    "beside?": COUNT,
 }
 _COSTS: Form = {
     "inference_ms": AMOUNT,
@@ -65,9 +78,12 @@ _COSTS: Form = {
     "parameters": COUNT,
     "learned": COUNT,
 }
+_PLACE = Leaf("a folder's name", lambda v: isinstance(v, str) and v == folder_name(v))
+_INDEX: Form = {"datasets": {"": _PLACE}}
 _FORM: Form = {
     **{key: {"": ANYTHING} for key in ("settings", "data", "environment")},
     "methods": {"": {"runs": [_RUN], "costs?": _COSTS}},
+    "report?": {"baseline": TEXT},
 }
 
 
@@ -79,7 +95,7 @@ def begin(settings: Settings, dataset: Dataset, previous: Results | None) -> Res
     """
     device = jax.devices()[0]
     results: Results = {
-        "settings": asdict(settings),
+        "settings": settings.summary(),
         "data": dataset.summary(),
         "environment": {
             "python": platform.python_version(),
@@ -112,6 +128,35 @@ def differences(previous: Results, results: Results, parts: Sequence[str]) -> st
         for was in [previous[part].get(key, "missing")]
         if json.dumps(was) != json.dumps(value)  # in which 1 is not true
     )
+
+
+def finished(folder: Path) -> Finished:
+    """Returns the results in a folder, of one data set or of several.
+
+    Raises:
+      UserError: for files that are not whole.
+    """
+    path = folder / FILE
+    if not is_index(path):
+        results = read(path)
+        return {str(results["settings"].get("data")): ["", results]}
+    places = files.read("compare", path, _INDEX)["datasets"]
+    own = {name: folder / place / FILE for name, place in places.items()}
+    return {
+        name: [places[name], read(path) if path.exists() else None]
+        for name, path in own.items()
+    }
+
+
+def is_index(path: Path) -> bool:
+    """Whether results.json says where those of several data sets are."""
+    return "datasets" in files.read("compare", path, {"": ANYTHING})
+
+
+def write_index(folder: Path, places: Mapping[str, str]) -> None:
+    """Writes the results.json of several data sets: the folder of each."""
+    text = json.dumps({"datasets": places}, indent=2) + "\n"
+    replace(folder / FILE, lambda path: path.write_text(text))
 
 
 def read(path: Path) -> Results:

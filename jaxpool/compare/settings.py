@@ -1,7 +1,8 @@
 """What a comparison was asked to do, checked before anything runs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import cast
 
 import jax
 
@@ -17,15 +18,19 @@ class UserError(ValueError):
     """A request that breaks a rule; the command prints it without a traceback."""
 
 
-def check(holds: bool, argument: str, rule: str, value: object) -> None:
+def check(
+    holds: bool, argument: str, rule: str, value: object, caller: str = "compare"
+) -> None:
     """Raises `UserError` unless `holds`."""
     if not holds:
-        raise fail("compare", argument, rule, value, UserError)
+        raise fail(caller, argument, rule, value, UserError)
 
 
-def check_count(argument: str, value: int) -> None:
-    """Raises `UserError` unless `value` is at least 1."""
-    check(value >= 1, argument, "must be at least 1", value)
+def check_count(argument: str, value: object) -> None:
+    """Raises `UserError` unless `value` is an int of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    check(whole, argument, "must be an int", value)
+    check(cast(int, value) >= 1, argument, "must be at least 1", value)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Settings:
       epochs: passes over the training images.
       batch: images in one step, over all devices together.
       lr: the learning rate's peak.
+      size: height and width that images are brought to, None to leave them.
     """
 
     data: str
@@ -45,6 +51,7 @@ class Settings:
     epochs: int
     batch: int
     lr: float
+    size: int | None = None
 
     def __post_init__(self):
         """Raises `UserError` for a value that breaks a rule."""
@@ -57,3 +64,9 @@ class Settings:
         check(self.batch % devices == 0, "batch", divisible, self.batch)
         positive = math.isfinite(self.lr) and self.lr > 0
         check(positive, "lr", "must be positive and finite", self.lr)
+        if self.size is not None:
+            check_count("size", self.size)
+
+    def summary(self) -> dict[str, object]:
+        """Returns what was set, for results.json."""
+        return {key: value for key, value in asdict(self).items() if value is not None}

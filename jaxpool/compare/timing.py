@@ -11,7 +11,7 @@ from jaxpool.compare.data import Dataset
 from jaxpool.compare.settings import Settings
 from jaxpool.compare.training import Program, on_devices, shardings
 
-__all__ = ["ROUNDS", "measure"]
+__all__ = ["ROUNDS", "measure", "memory"]
 
 ROUNDS = 20
 """Timed runs of each program; one more before them warms up."""
@@ -53,8 +53,8 @@ def measure(
         name: {
             "inference_ms": 1e3 * statistics.median(inference[name][1:]),
             "train_step_ms": 1e3 * statistics.median(training[name][1:]),
-            "inference_bytes": _memory(program.infer),
-            "train_bytes": _memory(program.step),
+            "inference_bytes": memory(program.infer),
+            "train_bytes": memory(program.step),
             "parameters": program.parameters,
             "learned": program.learned(states[name]).size,
         }
@@ -69,7 +69,7 @@ def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _memory(program: jax.stages.Compiled) -> int | None:
+def memory(program: jax.stages.Compiled) -> int | None:
     """Returns the bytes that one device needs to run a program, as XLA plans it."""
     plan = program.memory_analysis()
     if plan is None:

@@ -1,10 +1,11 @@
 """Training and testing of one method, on all devices of all processes at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -22,6 +23,7 @@ __all__ = [
     "compile_program",
     "on_devices",
     "shardings",
+    "side_by_side",
     "steps_per_epoch",
     "train",
 ]
@@ -39,15 +41,18 @@ class State(NamedTuple):
 class Program:
     """One method, compiled ahead of time for one data set and batch size.
 
+    Compiled for several seeds side by side, everything has one more axis, of seeds, in
+    front; the images of `infer` alone are the same for all of them.
+
     Attributes:
-      init: makes the state that a seed starts from.
+      init: makes the state that a seed, or each of several, starts from.
       step: (state, images, labels) -> (state, loss); the state is donated.
       infer: (params, rest, images) -> logits [B, classes], replicated.
-      parameters: number of trained values.
-      learned: state -> the pooling layers' share of them [n].
+      parameters: number of trained values of one seed.
+      learned: state of one seed -> the pooling layers' share of them [n].
     """
 
-    init: Callable[[int], State]
+    init: Callable[..., State]
     step: jax.stages.Compiled
     infer: jax.stages.Compiled
     parameters: int
@@ -61,6 +66,11 @@ def shardings() -> tuple[NamedSharding, NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec()), split, split
 
 
+def side_by_side(sharding: NamedSharding) -> NamedSharding:
+    """Returns a sharding with one more axis in front, which is not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
 def on_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process holds where it belongs."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -71,8 +81,17 @@ def steps_per_epoch(dataset: Dataset, settings: Settings) -> int:
     return len(dataset.x_train) // settings.batch
 
 
-def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Program:
-    """Compiles a method's train step and inference, each once for all seeds."""
+def compile_program(
+    method: Method, dataset: Dataset, settings: Settings, beside: int = 1
+) -> Program:
+    """Compiles a method's train step and inference, each once for all seeds.
+
+    Args:
+      method: what to train.
+      dataset: what to train on.
+      settings: how to train.
+      beside: how many seeds to train side by side, by `jax.vmap`.
+    """
     replicated, split, labelled = shardings()
     steps = settings.epochs * steps_per_epoch(dataset, settings)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.lr, steps))
@@ -81,9 +100,15 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
         widths = MODELS[settings.model]
         return build(method, dataset.image_shape, widths, dataset.classes, seed)
 
-    def init(seed: int) -> State:
+    def start(seed: int) -> State:
         _, params, rest = nnx.split(model(seed), nnx.Param, ...)
-        return everywhere(State(params, rest, optimizer.init(params)))
+        return State(params, rest, optimizer.init(params))
+
+    def init(*seeds: int) -> State:
+        states = [start(seed) for seed in seeds]
+        if beside == 1:
+            return everywhere(*states)
+        return everywhere(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
     everywhere = jax.jit(lambda state: state, out_shardings=replicated)
     graph = nnx.graphdef(model(0))
@@ -112,13 +137,18 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
         # In a copy: the step is given the state's memory to write in.
         return np.concatenate([np.zeros(0), *map(np.ravel, jax.tree.leaves(own))])
 
-    state = init(0)
+    state = init(*range(beside))
     images = jax.ShapeDtypeStruct((settings.batch, *dataset.image_shape), np.float32)
-    labels = jax.ShapeDtypeStruct((settings.batch,), np.int32)
+    batch = (images, jax.ShapeDtypeStruct((settings.batch,), np.int32))
+    of_batch = (split, labelled)
+    if beside > 1:
+        step, infer = jax.vmap(step), jax.vmap(infer, in_axes=(0, 0, None))
+        batch = jax.tree.map(lambda x: x.update(shape=(beside, *x.shape)), batch)
+        of_batch = (side_by_side(split), side_by_side(labelled))
     jit_step = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(replicated, split, labelled),
+        in_shardings=(replicated, *of_batch),
         out_shardings=replicated,
     )
     jit_infer = jax.jit(
@@ -126,9 +156,9 @@ def compile_program(method: Method, dataset: Dataset, settings: Settings) -> Pro
     )
     return Program(
         init,
-        jit_step.lower(state, images, labels).compile(),
+        jit_step.lower(state, *batch).compile(),
         jit_infer.lower(state.params, state.rest, images).compile(),
-        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        sum(leaf.size for leaf in jax.tree.leaves(state.params)) // beside,
         learned,
     )
 
@@ -137,49 +167,83 @@ def train(
     program: Program,
     dataset: Dataset,
     settings: Settings,
-    seed: int,
+    seeds: Sequence[int],
     on_step: Callable[[], object],
-) -> dict[str, float | None]:
-    """Trains from a seed, then tests.
+    on_epoch: Callable[[Sequence[float], Sequence[float]], object] | None = None,
+) -> tuple[list[dict[str, Any]], list[State]]:
+    """Trains from each of some seeds, side by side, then tests.
 
-    Each epoch visits the training images in a new order, and leaves out those that
-    do not fill a batch.
+    Each epoch visits the training images in a new order, which is the seed's, and
+    leaves out those that do not fill a batch.
+
+    Args:
+      program: what was compiled for as many seeds.
+      dataset: what to train on.
+      settings: how to train.
+      seeds: what to start from.
+      on_step: called behind each step.
+      on_epoch: called behind each epoch with each seed's mean loss in it and accuracy
+        after it, which takes another test.
 
     Returns:
-      The seed; the accuracy on all test images (0 to 1); `first_loss` and `loss`, the
-      training loss over the first and the last tenth of all steps; and `moved`, the
-      root mean square of how far the pooling layers' parameters are from where they
-      started, None if they have none.
+      For each seed, a run and the state in which it ended. A run is the seed; the
+      accuracy on all test images (0 to 1); `first_loss` and `loss`, the training loss
+      over the first and the last tenth of all steps; and `moved`, the root mean square
+      of how far the pooling layers' parameters are from where they started, None if
+      they have none.
     """
-    state = program.init(seed)
-    start = program.learned(state)
-    rng = np.random.default_rng(seed)
+    count = len(seeds)
+    state = program.init(*seeds)
+    start = [program.learned(one) for one in _each(state, count)]
+    rngs = [np.random.default_rng(seed) for seed in seeds]
     steps, batch = steps_per_epoch(dataset, settings), settings.batch
     _, split, labelled = shardings()
+    if count > 1:
+        split, labelled = side_by_side(split), side_by_side(labelled)
     losses = []
     for _ in range(settings.epochs):
-        order = rng.permutation(len(dataset.x_train))
-        for rows in order[: steps * batch].reshape(steps, batch):
+        orders = [rng.permutation(len(dataset.x_train)) for rng in rngs]
+        for first in range(0, steps * batch, batch):
+            rows = np.stack([order[first : first + batch] for order in orders])
+            rows = rows if count > 1 else rows[0]
             images = on_devices(dataset.x_train[rows], split)
             labels = on_devices(dataset.y_train[rows], labelled)
             state, loss = program.step(state, images, labels)
             losses.append(loss)
             on_step()
+        if on_epoch:
+            mean = np.mean(losses[-steps:], axis=0).reshape(count)
+            on_epoch(mean, _accuracies(program, state, dataset, batch, count))
     tenth = -(-len(losses) // 10)
-    moved = program.learned(state) - start
-    accuracy = _accuracy(program, state, dataset, batch)
-    return {
-        "seed": seed,
-        "accuracy": accuracy,
-        "first_loss": float(np.mean(losses[:tenth])),
-        "loss": float(np.mean(losses[-tenth:])),
-        "moved": float(np.sqrt(np.mean(moved**2))) if moved.size else None,
-    }
+    accuracies = _accuracies(program, state, dataset, batch, count)
+    curves = np.reshape(losses, (-1, count)).T
+    states = _each(state, count)
+    runs = []
+    for i, seed in enumerate(seeds):
+        moved = program.learned(states[i]) - start[i]
+        run = {
+            "seed": seed,
+            "accuracy": accuracies[i],
+            "first_loss": float(np.mean(curves[i, :tenth])),
+            "loss": float(np.mean(curves[i, -tenth:])),
+            "moved": float(np.sqrt(np.mean(moved**2))) if moved.size else None,
+        }
+        runs.append(run)
+    return runs, states
 
 
-def _accuracy(program: Program, state: State, dataset: Dataset, batch: int) -> float:
+def _each(state: State, count: int) -> list[State]:
+    """Returns the state of each of several seeds."""
+    if count == 1:
+        return [state]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(count)]
+
+
+def _accuracies(
+    program: Program, state: State, dataset: Dataset, batch: int, count: int
+) -> list[float]:
     """Tests on every image: the last batch is filled up, and the filling not read."""
-    correct = 0
+    correct = np.zeros(count, int)
     _, split, _ = shardings()
     for start in range(0, len(dataset.x_test), batch):
         images = dataset.x_test[start : start + batch]
@@ -188,6 +252,6 @@ def _accuracy(program: Program, state: State, dataset: Dataset, batch: int) -> f
         filled[: len(images)] = images
         images = on_devices(filled, split)
         logits = program.infer(state.params, state.rest, images)
-        predicted = np.argmax(logits, axis=-1)[: len(labels)]
-        correct += int(np.count_nonzero(predicted == labels))
-    return correct / len(dataset.x_test)
+        predicted = np.argmax(logits, axis=-1).reshape(count, batch)[:, : len(labels)]
+        correct += np.count_nonzero(predicted == labels, axis=1)
+    return [int(n) / len(dataset.x_test) for n in correct]

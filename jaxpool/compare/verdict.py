@@ -9,9 +9,19 @@ from scipy import stats
 
 from jaxpool.compare.results import Results, accuracies, ranked
 
-__all__ = ["Verdict", "conclusions", "learning", "lessons", "reference", "verdicts"]
+__all__ = [
+    "CONFIDENCE",
+    "Verdict",
+    "conclusions",
+    "learning",
+    "lessons",
+    "reference",
+    "verdicts",
+]
 
 _LEVEL = 0.05
+CONFIDENCE = 0.95
+"""Of the interval of each difference."""
 
 
 class Verdict(NamedTuple):
@@ -22,19 +32,25 @@ class Verdict(NamedTuple):
       told_apart: whether that is more than the spread over seeds explains.
       apart: whether all seeds lie on one side of all of the reference's, several each,
         as they may by chance.
+      margin: half of the difference's confidence interval, in percentage points; None
+        where one seed, or seeds that are all equal, show no spread.
     """
 
     difference: float
     told_apart: bool
     apart: bool
+    margin: float | None
 
 
 def reference(results: Results) -> str:
-    """Returns what the others are compared with: `max`, or else the first method."""
-    names = [name for name, _ in ranked(results)]
-    return (
-        "max" if "max" in names else next(n for n in results["methods"] if n in names)
-    )
+    """Returns what the others are compared with.
+
+    That is the baseline that was asked for, `max` by default, or else the first method
+    that has a finished seed.
+    """
+    names = [name for name, entry in results["methods"].items() if entry["runs"]]
+    wanted = results.get("report", {}).get("baseline", "max")
+    return wanted if wanted in names else names[0]
 
 
 def verdicts(results: Results) -> dict[str, Verdict]:
@@ -42,21 +58,30 @@ def verdicts(results: Results) -> dict[str, Verdict]:
 
     By Welch's t-test over seeds, which does not assume equal spreads, at a false
     discovery rate (Benjamini and Hochberg) of 5 %: among many methods, tests one by
-    one would find some difference by chance alone.
+    one would find some difference by chance alone. The intervals are Welch's too, each
+    for itself.
+
+    Seeds are not taken in pairs, though runs of one seed start from the same
+    convolutions and see images in the same order: where their accuracies go together,
+    intervals of unpaired seeds are wider than need be, never narrower; pairs of few
+    seeds leave half of the degrees of freedom; and methods need not have the same
+    seeds.
     """
     name, entries = reference(results), dict(ranked(results))
     scores = {n: accuracies(entry) for n, entry in entries.items()}
     base = scores.pop(name)
     tests = {n: _welch(own, base) for n, own in scores.items()}
-    found = stats.false_discovery_control([*tests.values()]) if tests else ()
+    ps = [p for p, _ in tests.values()]
+    found = stats.false_discovery_control(ps) if ps else ()
     mean = statistics.mean(base)
     return {
         n: Verdict(
             statistics.mean(scores[n]) - mean,
             bool(p <= _LEVEL),
             _apart(scores[n], base),
+            margin,
         )
-        for n, p in zip(tests, found, strict=True)
+        for (n, (_, margin)), p in zip(tests.items(), found, strict=True)
     }
 
 
@@ -64,13 +89,24 @@ def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
     return min(len(a), len(b)) > 1 and (max(a) < min(b) or min(a) > max(b))
 
 
-def _welch(a: Sequence[float], b: Sequence[float]) -> float:
-    """Returns the p-value of a difference between means; 1 where none can be had."""
+def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the p-value of a difference between means, and half of its interval.
+
+    They are 1 and None where none can be had.
+    """
     if min(len(a), len(b)) < 2:
-        return 1.0
+        return 1.0, None
     parts = [(statistics.mean(s), statistics.stdev(s), len(s)) for s in (a, b)]
     p = stats.ttest_ind_from_stats(*parts[0], *parts[1], equal_var=False).pvalue
-    return 1.0 if np.isnan(p) else float(p)  # NaN: all seeds of both are equal
+    variances = [stdev**2 / n for _, stdev, n in parts]
+    total = sum(variances)
+    if not total:
+        return 1.0 if np.isnan(p) else float(p), None  # NaN: both are equal
+    freedom = 1 / sum(
+        (v / total) ** 2 / (n - 1)
+        for v, (_, _, n) in zip(variances, parts, strict=True)
+    )
+    return float(p), float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * total**0.5)
 
 
 def conclusions(results: Results) -> list[str]:
