@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True)
     _add_compare(commands)
     _add_bench(commands)
+    _add_deploy(commands)
     return parser
 
 
@@ -192,6 +193,72 @@ def _add_bench(commands) -> None:
     )
 
 
+def _add_deploy(commands) -> None:
+    parser = commands.add_parser(
+        "deploy",
+        help="write a model for ONNX, LiteRT or StableHLO, and compare it with JAX",
+        description="Writes a function of arrays, such as an NNX model, for a runtime "
+        "without JAX; runs what it is about to write, and writes nothing that "
+        "disagrees with JAX.",
+    )
+    parser.set_defaults(handler=_deploy)
+    option = parser.add_argument
+    option(
+        "model",
+        metavar="MODEL.py:NAME",
+        help="a function of arrays or a model; what needs no arguments is called "
+        "first, and gives it. A model is put in evaluation mode",
+    )
+    option("--to", required=True, choices=("stablehlo", "onnx", "litert"))
+    option(
+        "--input",
+        action="append",
+        default=[],
+        dest="inputs",
+        metavar="SIZES[:DTYPE]",
+        help="for each input, as 1x28x28x1 or 1x28x28x1:float32; noise is tried on it",
+    )
+    option(
+        "--examples",
+        metavar="FILE.npz",
+        help="real data to try it on and to calibrate int8 with: an array for each "
+        "input, an example a row. In batches of --input's size, or of one",
+    )
+    option("--out", metavar="FILE", help="what to write; MODEL with a fitting suffix")
+    unset = argparse.SUPPRESS
+    option(
+        "--dtype",
+        default=unset,
+        metavar="NAME",
+        help="float32, float16 or int8 (litert)",
+    )
+    option(
+        "--static",
+        action="store_true",
+        default=unset,
+        help="for the batch size of --input alone (stablehlo, onnx; litert always is)",
+    )
+    option(
+        "--gradient",
+        action="store_true",
+        default=unset,
+        help="with its derivative (stablehlo)",
+    )
+    option(
+        "--platforms",
+        type=_names,
+        default=unset,
+        metavar="NAME,...",
+        help="where it is to run: cpu,cuda,rocm,tpu (stablehlo)",
+    )
+    option(
+        "--tolerance",
+        type=float,
+        default=unset,
+        help="how much may differ from JAX, relative to the largest value",
+    )
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -298,6 +365,21 @@ def _bench(arguments: list[str], options: dict) -> int:
     if results["interrupted"]:
         _say_how_to_go_on("Interrupted", arguments)
         return 130
+    return 0
+
+
+def _deploy(arguments: list[str], options: dict) -> int:
+    del arguments
+    from jaxpool.deploy.command import deploy
+
+    try:
+        made = deploy(options.pop("model"), **options)
+    except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
+        print(f"jaxpool deploy: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{made.path}: {made.path.stat().st_size:,} bytes")
+    print("nodes:", ", ".join(f"{n} {kind}" for kind, n in made.nodes.items()))
+    print(f"largest difference to JAX: {made.error:.2g} of the largest value")
     return 0
 
 

@@ -282,12 +282,13 @@ def _plane_extremum(x, geometry, largest):
         return y.astype(x.dtype)
     if not planes.fit(x, geometry):
         return _value(x, geometry, largest, "stages")
-    x = x if largest else -x
+    zero = np.array(0, x.dtype)
+    x = x if largest else zero - x  # which has a form in int8, unlike -x
     for pair in planes.pairs(geometry):
         plane, inner, shape = planes.cut(x, pair)
         empty = identity(x.dtype, True)
         x = _reduce_window(plane, empty, lax.max, inner).reshape(shape)
-    return x if largest else -x
+    return x if largest else zero - x
 
 
 def _plane_sum(x, geometry):

@@ -78,10 +78,12 @@ def check_agreement(
     errors = [_error(f"{target}: output {i}", *pair) for i, pair in enumerate(pairs)]
     for i, (error, where) in enumerate(errors):
         if error > tolerance:
+            allowed = f"by {error:.2g} of its largest value, where {tolerance:.2g} is"
+            if error == np.inf:
+                allowed = "where nothing is"
             problem = (
-                f"{target} disagrees with JAX: output {i} differs by {error:.2g} of "
-                f"its largest value at {where}, where {tolerance:.2g} is tolerated. "
-                f"There it is {_at(actual[i], where)}, and JAX gives "
+                f"{target} disagrees with JAX: output {i} differs {allowed} tolerated; "
+                f"at {where} it is {_at(actual[i], where)}, and JAX gives "
                 f"{_at(expected[i], where)}."
             )
             raise DeployError(problem)
@@ -110,7 +112,7 @@ def _error(what: str, expected: Any, actual: Any) -> tuple[float, tuple[int, ...
     largest = np.max(np.abs(e), where=np.isfinite(e), initial=0.0)
     difference = np.abs(np.where(finite, e, 0) - np.where(finite, a, 0))
     # Where nothing but 0 is expected there is no scale: the difference stands as it is.
-    relative = difference / (largest or 1.0)
+    relative = np.asarray(difference / (largest or 1.0))
     relative[~same & (exact | ~finite)] = np.inf
     place = np.unravel_index(np.argmax(relative), relative.shape)
     return float(relative[place]), tuple(int(i) for i in place)

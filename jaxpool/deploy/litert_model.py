@@ -60,7 +60,7 @@ def kinds(model: bytes) -> dict[str, int]:
     found = []
     for graph in parsed.subgraphs:
         types = [tensor.type for tensor in graph.tensors]
-        integer = schema.TensorType.INT8 in types
+        integer = any(_scaled(tensor) for tensor in graph.tensors)
         for node in graph.operators:
             code = parsed.operatorCodes[node.opcodeIndex]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
@@ -68,6 +68,11 @@ def kinds(model: bytes) -> dict[str, int]:
             real = real and integer and name != "DEQUANTIZE"
             found.append(f"{name} in float32" if real else name)
     return dict(Counter(found).most_common())
+
+
+def _scaled(tensor):
+    scale = tensor.quantization and tensor.quantization.scale
+    return scale is not None and len(scale) > 0
 
 
 def quantize(

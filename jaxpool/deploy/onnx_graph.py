@@ -7,11 +7,12 @@ pools, channels last, is transposed once at each end.
 """
 
 import ast
-import operator
-from collections import ChainMap
-from collections.abc import Sequence
+import hashlib
+from collections import ChainMap, Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,14 +21,44 @@ from onnx import helper, numpy_helper
 
 from jaxpool.deploy.agreement import DeployError
 
-__all__ = ["Graph", "Value", "constant", "dim_at", "element_type", "is_constant"]
+__all__ = [
+    "Graph",
+    "Rule",
+    "Value",
+    "astype",
+    "broadcast",
+    "constant",
+    "element_type",
+    "is_constant",
+    "reads",
+    "renamed",
+    "squeeze",
+    "transpose",
+    "widened",
+]
 
 Shape = tuple[Any, ...]  # of ints and symbolic dimensions
-_NODES_OF = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Pow: "Pow"}
-_OF = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-_OF[ast.Pow] = operator.pow
-_FUNCTIONS = {"max": max, "min": min}
-_FUNCTIONS |= {"floordiv": operator.floordiv, "mod": operator.mod}
+# The arithmetic of sizes, as JAX writes them.
+_OPERATORS = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Pow: "Pow"}
+_FUNCTIONS = {"max": "Max", "min": "Min", "mod": "Mod"}
+# What onnxruntime has few kernels for is computed in what holds all its values.
+_WIDE: dict[str, str] = dict.fromkeys(("int8", "uint8", "int16", "uint16"), "int32")
+_WIDE |= {"uint32": "int64", "bfloat16": "float32", "bool": "int32"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a primitive is written.
+
+    Attributes:
+      write: `write(graph, equation, *values)` returns its result, or a list of them.
+      folds: what JAX evaluates of it where no input decides the operands: it, "whole";
+        or, as its elements are computed one by one, what lies there, "stored"; or
+        "never", as it is a view, or a program of others.
+    """
+
+    write: Callable[..., Any]
+    folds: Literal["whole", "stored", "never"] = "whole"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +86,10 @@ class Value:
         return self.stored == self.shape
 
 
-def constant(data: Any, shape: Shape | None = None) -> Value:
+def constant(data: Any, shape: Sequence[Any] | None = None) -> Value:
     """A value that no input decides, to be broadcast to `shape`."""
     data = data if isinstance(data, jax.Array) else np.asarray(data)
-    shape = data.shape if shape is None else tuple(shape)
+    shape = tuple(data.shape if shape is None else shape)
     return Value(data, data.dtype, shape, data.shape, tuple(range(data.ndim)))
 
 
@@ -75,24 +106,9 @@ def element_type(dtype: Any) -> int:
         raise DeployError(f"`to_onnx`: ONNX has no dtype {dtype}.") from None
 
 
-def dim_at(dim: Any, sizes: dict[str, int]) -> int:
-    """What a size of JAX's is where its symbols are known."""
-
-    def visit(node):
-        match node:
-            case ast.Constant(value):
-                return value
-            case ast.Name(name):
-                return sizes[name]
-            case ast.UnaryOp(_, operand):
-                return -visit(operand)
-            case ast.BinOp(left, op, right):
-                return _OF[type(op)](visit(left), visit(right))
-            case ast.Call(ast.Name(name), args):
-                return _FUNCTIONS[name](*map(visit, args))
-        raise DeployError(f"`to_onnx`: no rule for the size {dim}.")
-
-    return visit(ast.parse(str(dim), mode="eval").body)
+def widened(dtype: Any) -> np.dtype:
+    """The dtype to compute in, where onnxruntime has no kernels for this one."""
+    return np.dtype(_WIDE.get(str(dtype), dtype))
 
 
 class Graph:
@@ -100,93 +116,103 @@ class Graph:
 
     The graphs inside loops and branches are `inner` ones: they see all names of the
     outer graph, as ONNX has it, and keep their nodes to themselves.
+
+    Attributes:
+      rules: how each primitive, and some functions, are written; by name.
+      nodes: those that are written.
+      names: all that are taken.
+      initializers: the constants, by name.
+      sizes: for each symbol in a size, an input and the axis that has it.
+      means: for a sum, what gives the mean that it is to become; see `pools`.
     """
 
-    def __init__(self, opset: int, outer: "Graph | None" = None):
-        self.opset = opset
+    def __init__(self, rules: Mapping[str, Rule]):
+        """An empty graph."""
+        self.rules = rules
         self.nodes: list[onnx.NodeProto] = []
-        self.names: set[str] = outer.names if outer else set()
-        self.initializers: dict[str, onnx.TensorProto]
-        self.initializers = outer.initializers if outer else {}
-        self.sizes: dict[str, tuple[str, int]] = outer.sizes if outer else {}
-        self.numbers: dict[Any, str] = outer.numbers if outer else {}
-        self.sums: dict[str, Any] = outer.sums if outer else {}
-        self._done = outer._done.new_child() if outer else ChainMap()
+        self.names: set[str] = set()
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.sizes: dict[str, tuple[str, int]] = {}
+        self.means: dict[str, Callable[[str, Value], Value | None]] = {}
+        self._counts: Counter[str] = Counter()
+        self._constants: dict[Any, str] = {}
+        self._written: ChainMap[Any, list[str]] = ChainMap()
 
     def inner(self) -> "Graph":
         """A graph for the body of a loop or a branch."""
-        return Graph(self.opset, self)
+        graph = copy(self)
+        graph.nodes, graph._written = [], self._written.new_child()
+        return graph
 
     def name(self, wanted: str) -> str:
         """A name that nothing else has."""
-        name, i = wanted, 0
+        name = wanted
         while name in self.names:
-            i += 1
-            name = f"{wanted}_{i}"
+            self._counts[wanted] += 1
+            name = f"{wanted}_{self._counts[wanted]}"
         self.names.add(name)
         return name
 
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Writes a node, unless the same one is there; returns its outputs' names."""
-        values = {k: v for k, v in attributes.items() if v is not None}
-        key = (op, inputs, outputs, repr(sorted(values.items(), key=lambda kv: kv[0])))
-        if any(isinstance(v, onnx.GraphProto) for v in values.values()):
-            key = (op, len(self.names))
-        if key not in self._done:
+        given = {k: v for k, v in attributes.items() if v is not None}
+        key = (op, inputs, repr(sorted(given.items(), key=lambda item: item[0])))
+        names = self._written.get(key, [])
+        if len(names) < outputs:
             names = [self.name(op.lower()) for _ in range(outputs)]
-            node = helper.make_node(op, inputs, names, names[0], **values)
-            self.nodes.append(node)
-            self._done[key] = names[0] if outputs == 1 else tuple(names)
-        return self._done[key]
+            self.nodes.append(helper.make_node(op, inputs, names, names[0], **given))
+            self._written[key] = names
+        return names[0] if outputs == 1 else names[:outputs]
 
     def number(self, array: Any) -> str:
         """The name of a constant tensor."""
         array = np.asarray(array)
-        key = (array.dtype, array.shape, array.tobytes())
-        if key not in self.numbers:
+        digest = hashlib.sha256(array.tobytes()).digest()
+        key = (array.dtype, array.shape, digest)
+        if key not in self._constants:
             element_type(array.dtype)
             name = self.name("constant")
             tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
             tensor.dims[:] = array.shape
-            self.initializers[name], self.numbers[key] = tensor, name
-        return self.numbers[key]
+            self.initializers[name], self._constants[key] = tensor, name
+        return self._constants[key]
 
     def ints(self, values: Sequence[int]) -> str:
         """The name of a constant list of axes or sizes."""
         return self.number(np.asarray(values, np.int64))
 
-    def dim(self, dim: Any) -> str:
+    def size(self, size: Any) -> str:
         """The name of a size as a list of one int64, computed if it is symbolic."""
 
         def visit(node):
             match node:
-                case ast.Constant(value):
+                case ast.Constant(int(value)):
                     return self.ints([value])
                 case ast.Name(name):
                     tensor, axis = self.sizes[name]
                     return self.node("Shape", tensor, start=axis, end=axis + 1)
-                case ast.UnaryOp(_, operand):
+                case ast.UnaryOp(ast.USub(), operand):
                     return self.node("Neg", visit(operand))
                 case ast.BinOp(left, op, right):
-                    return self.node(_NODES_OF[type(op)], visit(left), visit(right))
+                    return self.node(_OPERATORS[type(op)], visit(left), visit(right))
                 case ast.Call(ast.Name("floordiv"), [left, right]):
                     a, b = visit(left), visit(right)
-                    rest = self.node("Mod", a, b)
-                    return self.node("Div", self.node("Sub", a, rest), b)
-                case ast.Call(ast.Name(name), args):
-                    return self.node(name.capitalize(), *map(visit, args))
-            raise DeployError(f"`to_onnx`: no rule for the size {dim}.")
+                    below = self.node("Sub", a, self.node("Mod", a, b))
+                    return self.node("Div", below, b)
+                case ast.Call(ast.Name(name), operands):
+                    return self.node(_FUNCTIONS[name], *map(visit, operands))
+            raise DeployError(f"`to_onnx`: there is no rule for the size {size}.")
 
-        return visit(ast.parse(str(dim), mode="eval").body)
+        return visit(ast.parse(str(size), mode="eval").body)
 
     def shape(self, sizes: Sequence[Any]) -> str:
         """The name of a list of sizes."""
         if all(isinstance(size, int) for size in sizes):
             return self.ints(sizes)
-        return self.node("Concat", *map(self.dim, sizes), axis=0)
+        return self.node("Concat", *map(self.size, sizes), axis=0)
 
     def reshape(self, tensor: str, sizes: Sequence[Any]) -> str:
-        """Writes a reshape; of one unknown size ONNX asks nothing."""
+        """Writes a reshape; a single unknown size is whatever is left."""
         unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
         if len(unknown) == 1 and 0 not in sizes:
             sizes = [-1 if i in unknown else size for i, size in enumerate(sizes)]
@@ -211,7 +237,7 @@ class Graph:
             known = all(isinstance(size, int) for size in value.shape)
             if expand and known:
                 data, expand = np.broadcast_to(data, value.shape), False
-            name = self.number(data.transpose(order[: data.ndim] if data.ndim else ()))
+            name = self.number(data.transpose(order))
         else:
             name = value.data
             if value.layout != order:
@@ -220,7 +246,7 @@ class Graph:
         if not expand:
             return name
         # What lies there already needs no size: Expand broadcasts both ways.
-        sizes = zip(value.shape, value.stored or (1,) * len(order), strict=True)
+        sizes = zip(value.shape, value.stored, strict=True)
         sizes = [1 if there == size else size for size, there in sizes]
         return self.node("Expand", name, self.shape([sizes[axis] for axis in order]))
 
@@ -240,12 +266,73 @@ class Graph:
         return kept[::-1]
 
 
+def transpose(v: Value, permutation: Sequence[int]) -> Value:
+    """A view of a value with its axes in another order."""
+    perm = tuple(permutation)
+    data, layout = v.data, tuple(perm.index(axis) for axis in v.layout)
+    if is_constant(v):
+        data, layout = np.asarray(data).transpose(perm), tuple(range(len(perm)))
+    shape, stored = (tuple(s[axis] for axis in perm) for s in (v.shape, v.stored))
+    return Value(data, v.dtype, shape, stored, layout)
+
+
+def broadcast(g: Graph, v: Value, shape: Sequence[Any], axes: Sequence[int]) -> Value:
+    """A view of a value with its axis i as axis `axes[i]` of `shape`."""
+    shape, axes = tuple(shape), tuple(axes)
+    new = [axis for axis in range(len(shape)) if axis not in axes]
+    stored: list[Any] = [1] * len(shape)
+    for axis, size in zip(axes, v.stored, strict=True):
+        stored[axis] = size
+    if is_constant(v):
+        return constant(np.asarray(v.data).reshape(stored), shape)
+    data, layout = v.data, tuple(axes[axis] for axis in v.layout)
+    if new:
+        in_order = layout == tuple(sorted(layout))
+        places = new if in_order else range(len(new))
+        layout = tuple(range(len(shape))) if in_order else (*new, *layout)
+        data = g.node("Unsqueeze", data, g.ints(places))
+    return Value(data, v.dtype, shape, tuple(stored), layout)
+
+
+def squeeze(g: Graph, v: Value, axes: Sequence[int]) -> Value:
+    """A value without some axes, all of size 1."""
+    kept = [axis for axis in range(len(v.shape)) if axis not in axes]
+    shape, stored = (tuple(s[axis] for axis in kept) for s in (v.shape, v.stored))
+    if is_constant(v):
+        return constant(np.asarray(v.data).reshape(stored), shape)
+    places = [place for place, axis in enumerate(v.layout) if axis in axes]
+    layout = tuple(kept.index(axis) for axis in v.layout if axis not in axes)
+    data = g.node("Squeeze", v.data, g.ints(places)) if places else v.data
+    return Value(data, v.dtype, shape, stored, layout)
+
+
+def astype(g: Graph, v: Value, dtype: Any) -> Value:
+    """A value in another dtype."""
+    dtype = np.dtype(dtype)
+    if v.dtype == dtype:
+        return v
+    data = np.asarray(v.data).astype(dtype) if is_constant(v) else g.cast(v.data, dtype)
+    return replace(v, data=data, dtype=dtype)
+
+
+def _graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node."""
+    kind = onnx.AttributeProto.GRAPH
+    return [attribute.g for attribute in node.attribute if attribute.type == kind]
+
+
 def reads(node: onnx.NodeProto) -> set[str]:
     """The names that a node reads, the graphs inside it included."""
     names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            names |= {output.name for output in attribute.g.output}
-            for inner in attribute.g.node:
-                names |= reads(inner)
+    for graph in _graphs(node):
+        names.update(*(reads(inner) for inner in graph.node))
     return names
+
+
+def renamed(nodes: Sequence[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Gives tensors other names, wherever nodes write or read them."""
+    for node in nodes:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+        for graph in _graphs(node):
+            renamed(graph.node, names)

@@ -145,9 +145,10 @@ def _gradient_of(fn):
         floats = iter(floats)
         inputs = [next(floats) if _floating(x) else x for x in inputs]
         outputs = [y for y in jax.tree.leaves(fn(*inputs)) if _floating(y)]
-        weights = [jnp.cos(jnp.arange(y.size)).reshape(y.shape) for y in outputs]
+        weights = [jnp.cos(jnp.arange(1.0 * y.size)).reshape(y.shape) for y in outputs]
         pairs = zip(outputs, weights, strict=True)
-        return sum(jnp.sum(y.astype(w.dtype) * w) for y, w in pairs)
+        terms = (jnp.sum(y.astype(w.dtype) * w) for y, w in pairs)
+        return sum(terms, start=jnp.zeros(()))
 
     def gradient(*inputs):
         return jax.grad(total)([x for x in inputs if _floating(x)], inputs)

@@ -1,0 +1,166 @@
+"""The table docs/deploy_table.md: what each target gives for every op.
+
+`python tests/deploy_table.py` makes it anew, or with names of ops their rows alone;
+`test_deploy.py` asks whether it holds. A row is one typical call of an op, exported to
+every target, run there and compared with JAX.
+"""
+
+import importlib.metadata
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import contract
+
+from jaxpool.deploy import DeployError, to_litert, to_onnx, to_stablehlo
+
+TABLE = Path(__file__).parent.parent / "docs" / "deploy_table.md"
+TARGETS = ("StableHLO", "ONNX", "LiteRT float32", "LiteRT int8")
+CASES = {case.op.name: case for case in contract.typical()}
+# Nodes that are pools, and for pools of the whole extent reductions.
+POOLS = {
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "LpPool",
+    "MaxPool",
+    "MaxUnpool",
+    "RoiAlign",
+    "AVERAGE_POOL_2D",
+    "MAX_POOL_2D",
+}
+REDUCTIONS = {
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    *("MEAN", "REDUCE_MAX", "REDUCE_MIN", "SUM"),
+}
+# What only arranges elements, pads, or changes signs.
+BESIDE = {
+    *("Cast", "Identity", "Neg", "Pad", "Reshape", "Shape", "Squeeze", "Transpose"),
+    *("Unsqueeze", "Constant", "Concat", "Gather", "Slice"),
+    *("PAD", "PADV2", "RESHAPE", "TRANSPOSE", "QUANTIZE", "DEQUANTIZE", "CAST", "SUB"),
+}
+
+
+def cells(case, targets=TARGETS):
+    """What each target gives for a case, in words."""
+    x = np.asarray(case.input())
+    writers = dict(
+        zip(
+            TARGETS,
+            (
+                _stablehlo,
+                to_onnx,
+                to_litert,
+                lambda fn, x, out: to_litert(
+                    fn,
+                    x,
+                    out=out,
+                    dtype="int8",
+                    calibration=[x, np.asarray(case.input(seed=1))],
+                ),
+            ),
+            strict=True,
+        )
+    )
+    found = []
+    for target in targets:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                made = writers[target](case.function(), x, out=Path(folder, "model"))
+                found.append(
+                    made if isinstance(made, str) else _words(case, made.nodes)
+                )
+            except DeployError as error:
+                found.append(f"not possible: {_why(str(error))}")
+            assert target == "StableHLO" or len(list(Path(folder).iterdir())) == (
+                not found[-1].startswith("not possible")
+            )
+    return found
+
+
+def _stablehlo(fn, x, out):
+    gradient = np.issubdtype(x.dtype, np.floating)
+    also = "" if gradient else " (integers: no gradient)"
+    try:
+        to_stablehlo(fn, x, out=out, gradient=gradient)
+        return f"any batch size{also}"
+    except DeployError as error:
+        if "any batch size" not in str(error):
+            raise
+    to_stablehlo(fn, x, out=out, gradient=gradient, dynamic_batch=False)
+    return f"one batch size{also}"
+
+
+def _words(case, nodes):
+    floats = sorted(n.split()[0] for n in nodes if n.endswith(" in float32"))
+    known = POOLS | (REDUCTIONS if case.op.kind == "global" else set())
+    native = ", ".join(f"`{n}`" for n in sorted(known & nodes.keys()))
+    if native and nodes.keys() <= known | BESIDE:
+        text = f"**native**: {native}"
+    else:
+        text = f"composed, with {native}" if native else "composed"
+    if floats:
+        text += f"; float32: {', '.join(f'`{n}`' for n in floats)}"
+    return text
+
+
+def _why(error):
+    if "disagrees with JAX" in error:
+        if "int8" in error or "LiteRT" in error:
+            exact = "where nothing is" in error
+            what = "indices or integers change" if exact else "differs by more than 0.1"
+            return f"8 bits are too few ({what})"
+        return "differs from JAX"
+    error = error.partition(": ")[2] or error
+    return " ".join(error.split()).rstrip(".").replace("|", "\\|")[:160]
+
+
+def line(name, found):
+    """A row of the table."""
+    return f"| `{name}` | {' | '.join(found)} |"
+
+
+def rows():
+    """The committed rows, by op."""
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return {t.split("`")[1]: t for t in lines if t.startswith("| `")}
+
+
+def page(lines):
+    """The page with these rows, by op."""
+    names = ("jax", "onnxruntime", "ai-edge-litert", "litert-converter")
+    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+    shown = [lines[name] for name in CASES]
+    text = f"""\
+<!-- Made by `python tests/deploy_table.py`, and held to what is found by the tests. -->
+Each row is one typical call of an op: 2-D, channels last, windows that overlap and are
+padded where it has windows. It was exported to each target, run there and compared with
+JAX ({versions}).
+
+**native** names the nodes that compute it; beside them stand at most nodes that pad,
+arrange elements or change signs. *composed* is made of the target's arithmetic, and
+right, but the runtime sees no pool. In int8, what stays in float32 is named.
+
+| op | {" | ".join(TARGETS)} |
+|---|{"---|" * len(TARGETS)}
+"""
+    return text + "\n".join(shown) + "\n"
+
+
+def main(names):
+    """Writes the table, or some of its rows, as far as it comes."""
+    lines = rows()
+    for name in names or CASES:
+        lines[name] = line(name, cells(CASES[name]))
+        print(lines[name], flush=True)
+        if lines.keys() >= CASES.keys():
+            TABLE.write_text(page(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
