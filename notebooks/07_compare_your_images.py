@@ -33,10 +33,11 @@ os.chdir(tempfile.mkdtemp())  # for the files that are written here
 # %% [markdown]
 # ## Your images
 #
-# As most people have them: a folder with images to train on and one to test on, and in
-# both a subfolder for each class. **Replace this cell** by `images = Path("...")` to
-# use yours. Here the classes are two photographs that come with scikit-learn, a temple
-# and a flower; each image is a piece of one of them, without its colour.
+# As most people have them: a folder with a subfolder for each class, or with `train`
+# and `test` of that form; without `test`, one image in five is for it. **Replace this
+# cell** by `images = Path("...")` to use yours. Here the classes are two photographs
+# that come with scikit-learn, a temple and a flower; each image is a piece of one of
+# them, without its colour.
 #
 # **Trap: images of one thing on both sides.** Pieces that overlap would be learned by
 # heart and recognised in the test. So the left part of each photograph is for training,
@@ -62,33 +63,12 @@ for name, photograph in photographs.items():
 for place in sorted(images.glob("*/*")):
     print(place.relative_to(images), len(list(place.iterdir())), "images")
 
-# %% [markdown]
-# An .npz file of four arrays is what `compare` reads: images `[N, H, W]` or `[N, H, W,
-# C]`, uint8 or floats, and labels from 0. Any other data set gets there in the same
-# way.
-
 # %%
-classes = sorted(path.name for path in (images / "train").iterdir())
-
-
-def read(part):
-    """The images of a part, all brought to one size, and their labels."""
-    paths = sorted((images / part).glob("*/*"))
-    pictures = [Image.open(path).convert("L").resize((SIZE, SIZE)) for path in paths]
-    labels = [classes.index(path.parent.name) for path in paths]
-    return np.stack([np.asarray(picture) for picture in pictures]), np.array(labels)
-
-
-x_train, y_train = read("train")
-x_test, y_test = read("test")
-arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-np.savez("own.npz", **arrays)
-
-figure, panels = plt.subplots(len(classes), 8, figsize=(8, 2.1), dpi=75)
-for label, (name, line) in enumerate(zip(classes, panels, strict=True)):
-    line[0].set_ylabel(name)
-    for panel, picture in zip(line, x_train[y_train == label], strict=False):
-        panel.imshow(picture, cmap="gray", vmin=0, vmax=255)
+figure, panels = plt.subplots(2, 8, figsize=(8, 2.1), dpi=75)
+for line, place in zip(panels, sorted((images / "train").iterdir()), strict=True):
+    line[0].set_ylabel(place.name)
+    for panel, path in zip(line, sorted(place.iterdir()), strict=False):
+        panel.imshow(Image.open(path), cmap="gray", vmin=0, vmax=255)
         panel.set(xticks=[], yticks=[])
 plt.tight_layout(pad=0.3)
 plt.show()
@@ -98,12 +78,15 @@ plt.show()
 #
 # One call. Each method is trained `seeds` times in the same network; times and memory
 # are measured side by side on this device. Whatever is finished is saved at once: after
-# an interruption, the same call with `resume=True` goes on.
+# an interruption, the same call with `resume=True` goes on. `size` brings images of all
+# sizes to one. Instead of a folder, `data` may be an .npz file, or `hf:NAME`.
 
 # %%
 settings = {
-    "data": "own.npz",
+    "data": str(images),
+    "size": SIZE,
     "methods": ["max", "avg", "lp", "mixed_learned", "stochastic", "stride"],
+    "baseline": "max",
     "epochs": 1 if FAST else 4,
     "seeds": 2 if FAST else 5,
     "batch": 16 * jax.device_count(),
@@ -114,9 +97,10 @@ results = compare(**settings)
 # %% [markdown]
 # ## Read the table
 #
-# `range` is the lowest and the highest seed, and `vs max` the difference of means. A
-# star marks a difference that is more than chance over seeds. **Without a star, a
-# higher number says nothing.** If you need to know, take more seeds.
+# `vs max` is the difference of the mean over seeds from that of the baseline, with half
+# of its 95 % confidence interval. A star marks a difference that is more than chance.
+# **Without a star, a higher number says nothing.** If you need to know, take more
+# seeds.
 
 # %%
 print_results("results")
@@ -144,7 +128,7 @@ for name, entry in results["methods"].items():
     print(f"{name:14}", [f"{run['accuracy']:.1%}" for run in entry["runs"]])
 
 # %% [markdown]
-# The folder holds `results.json` for programs, `results.md` for a page, and
-# `results.png`. The same from a terminal:
+# The folder holds `results.html`, a page to send to others, `results.md` and
+# `results.png` for a README, and `results.json` for programs. The same from a terminal:
 #
-#     jaxpool compare --data own.npz --methods max,avg,lp --seeds 5 --out results
+#     jaxpool compare --data images --size 32 --methods max,avg,lp --seeds 5
