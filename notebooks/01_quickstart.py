@@ -233,7 +233,9 @@ print("gradient:", jax.grad(lambda x: known(x).sum())(measured).ravel())
 # %% [markdown]
 # ## Where to go from here
 #
-# - `02_pooling_visualised`: what windows, padding and methods do to a picture.
-# - `03_stochastic_pooling`: keys, and pools that draw.
-# - `06_from_pytorch`: port a model, with its weights.
-# - `07_compare_your_images`: which method is best for your data.
+# - [02_pooling_visualised](02_pooling_visualised.ipynb): what windows, padding and
+#   methods do to a picture.
+# - [03_stochastic_pooling](03_stochastic_pooling.ipynb): keys, and pools that draw.
+# - [06_from_pytorch](06_from_pytorch.ipynb): port a model, with its weights.
+# - [07_compare_your_images](07_compare_your_images.ipynb): which method is best for
+#   your data.

@@ -233,4 +233,4 @@ plt.show()
 # chooses which pixels to keep by the picture, not by the grid: the stripes survive,
 # shifted.
 #
-# The same pictures for every method are in the gallery of the documentation.
+# The [gallery](../docs/gallery.md) has such pictures of every method.

@@ -209,8 +209,8 @@ for name, (_, _, accuracies) in runs.items():
 
 # %% [markdown]
 # **Trap:** this is one seed of each, and a few images decide. It shows that both train,
-# not which is better. `07_compare_your_images` trains several seeds, and says which
-# differences are more than chance.
+# not which is better. [07_compare_your_images](07_compare_your_images.ipynb) trains
+# several seeds, and says which differences are more than chance.
 #
 # ## Checkpoint
 #

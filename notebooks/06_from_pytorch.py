@@ -204,5 +204,5 @@ for each in F.DIFFERENCES:
     print(f"{each.what}\n  PyTorch: {each.theirs}\n  jaxpool: {each.ours}\n")
 
 # %% [markdown]
-# `docs/migration.md` has the line for every pooling class and function of PyTorch, and
-# of eight more frameworks.
+# [Coming from another framework](../docs/migration.md) has the line for every pooling
+# class and function of PyTorch, and of eight more frameworks.

@@ -18,7 +18,6 @@ from typing import Any
 
 import jupytext
 import nbformat
-from jupytext.combine import combine_inputs_with_outputs
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -82,11 +81,10 @@ def keep_pictures(notebook: Any) -> None:
     """Drops all that cells show but pictures, and makes these small."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            pictures = [o for o in cell.outputs if PNG in o.get("data", {})]
-            cell.execution_count = None
             cell.outputs = [
                 nbformat.v4.new_output("display_data", {PNG: _small(o.data[PNG])})
-                for o in pictures
+                for o in cell.outputs
+                if PNG in o.get("data", {})
             ]
 
 
@@ -109,12 +107,16 @@ def main() -> None:
     names = tuple(options.names or [""])
     for script in [s for s in SCRIPTS if s.name.startswith(names)]:
         path, notebook = script.with_suffix(".ipynb"), from_script(script)
+        shown = nbformat.read(path, 4) if path.exists() else notebook
         if options.run:
             print(f"{script.name}: executing", flush=True)
-            execute(notebook)
-        if path.exists() and (FAST or not options.run):
-            notebook = from_script(script)
-            combine_inputs_with_outputs(notebook, nbformat.read(path, 4))
+            executed = from_script(script)
+            execute(executed)
+            shown = shown if FAST else executed
+        outputs = {c.source: c.outputs for c in shown.cells if c.cell_type == "code"}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = outputs.get(cell.source, [])
         keep_pictures(notebook)
         script.write_text(with_badge(script))
         nbformat.write(notebook, path)

@@ -39,8 +39,7 @@ def test_the_notebook_says_what_its_script_says(stem):
     expected = sync.from_script(script)
     assert notebook.metadata == expected.metadata, how
     for mine, theirs in zip(notebook.cells, expected.cells, strict=True):
-        assert mine.source == theirs.source, how
-        assert mine.cell_type == theirs.cell_type, how
+        assert {**mine, "outputs": []} == {**theirs, "outputs": []}, how
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -50,7 +49,6 @@ def test_nothing_but_small_pictures_is_kept(stem):
     for output in pictures(notebook):
         assert list(output.data) == [sync.PNG]
         assert len(output.data[sync.PNG]) < PICTURE
-    assert all(c.get("execution_count") is None for c in notebook.cells)
     drawn = [c for c in notebook.cells if "plt.show()" in c.source]
     assert len(pictures(notebook)) == len(drawn), "run python notebooks/sync.py --run"
 
