@@ -12,7 +12,7 @@ sys.path.insert(0, str(FOLDER))
 import sync  # noqa: E402
 
 STEMS = [script.stem for script in sync.SCRIPTS]
-QUICK = ("01_quickstart", "03_stochastic_pooling")
+QUICK = ("01_quickstart", "02_pooling_visualised", "03_stochastic_pooling")
 """Those that run each time: the widest for what they take."""
 
 PICTURE, PICTURES = 150_000, 1_500_000  # bytes: of one, and of all together
