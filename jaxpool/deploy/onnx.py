@@ -77,8 +77,8 @@ def to_onnx(
     The file appears whole or not at all.
 
     Values that are not finite are compared where the examples hold them. Mind that
-    onnxruntime's `MaxPool` passes over NaN, which JAX propagates, and gives the lowest
-    finite number for a window of nothing but -inf.
+    onnxruntime's `MaxPool` passes over NaN, all or some, which JAX propagates, and may
+    give the lowest finite number for a window of nothing but -inf.
 
     Args:
       fn: any function of arrays whose results are arrays or a tree of these: a Flax NNX
@@ -311,6 +311,9 @@ def _run(
     runtime: Any, content: bytes, names: Sequence[str], arrays: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """What onnxruntime gives."""
+    if any(x.dtype.kind == "V" for x in arrays):
+        rule = "onnxruntime takes arrays of NumPy's own dtypes: convert within `fn`"
+        raise DeployError(f"`to_onnx`: {rule}; got {[str(x.dtype) for x in arrays]}.")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised
     try:

@@ -90,10 +90,14 @@ class _Windows:
         return tuple(a.axis for a in self.each)
 
     @property
-    def pools(self) -> bool:
-        """Whether a pool does it: sizes are known, and every window has an element."""
-        plain = all(a.spread == 1 and isinstance(a.size, int) for a in self.each)
-        return plain and all(a.counts.all() for a in self.each)
+    def plain(self) -> bool:
+        """Whether sizes are known, and nothing is put between elements."""
+        return all(a.spread == 1 and isinstance(a.size, int) for a in self.each)
+
+    @property
+    def full(self) -> bool:
+        """Whether every window holds an element."""
+        return all(a.counts.all() for a in self.each)
 
     @property
     def whole(self) -> bool:
@@ -184,7 +188,7 @@ def _turned(g: Graph, x: Value) -> Value:
 def _extremum(largest: bool) -> Rule:
     def rule(g, eqn, x):
         w, kind = _Windows.of(x.shape, eqn.params), _MAXIMA.get(str(x.dtype))
-        if kind is None or not w.pools:
+        if kind is None or not w.plain or not w.full:
             fill, op = identity(x.dtype, largest), lax.max if largest else lax.min
             return _folded(g, w, lambda a, b: [op(*a, *b)], [fill], x)[0]
         y = astype(g, x, kind)
@@ -198,7 +202,7 @@ def _extremum(largest: bool) -> Rule:
 
 def _sum(g: Graph, eqn: Any, x: Value) -> Value:
     w, kind = _Windows.of(x.shape, eqn.params), _MEANS.get(str(x.dtype))
-    if kind is None or not all(isinstance(a.size, int) for a in w.each):
+    if kind is None or not w.plain:
         return _folded(g, w, lambda a, b: [lax.add(*a, *b)], [0], x)[0]
 
     def mean(include):
@@ -209,7 +213,7 @@ def _sum(g: Graph, eqn: Any, x: Value) -> Value:
 
     def quotient(op, other):
         found = mean_of(w.taps, functools.partial(mean, 1), op, other)
-        if found is None and not w.padded and len(w.each) <= 3 and w.pools:
+        if found is None and not w.padded and w.full and len(w.each) <= 3:
             found = mean_of(w.counts, functools.partial(mean, 0), op, other)
         return found
 
@@ -272,7 +276,9 @@ def _reduce_index(g: Graph, eqn: Any, x: Value, *where: Value) -> list[Value] | 
     folds = [e for e in eqn.params["jaxpr"].eqns if e.primitive.name == "reduce_window"]
     found = [_Windows.of(x.shape, e.params).each for e in reversed(folds)]
     w = _Windows(len(x.shape), tuple(a for each in found for a in each))
-    if where or kind is None or not w.pools or w.padded or not 0 < len(w.each) <= 3:
+    if where or kind is None or not (w.plain and w.full):
+        return None
+    if w.padded or not 0 < len(w.each) <= 3:
         return None
     reducer = folds[0].params["jaxpr"]
     largest = any(e.primitive.name == "gt" for e in reducer.eqns)
