@@ -4,6 +4,7 @@ A row holds facts and no behaviour. `@pool_op` records one and returns the funct
 unchanged, so that signatures, docstrings and static types stay what they are.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,8 +79,7 @@ class PoolOp:
     def config(self) -> dict[str, inspect.Parameter]:
         """The function's arguments that a module fixes when it is built."""
         at_call = {*self.inputs, *self.slots, "where", "key", "deterministic"}
-        parameters = inspect.signature(self.fn).parameters
-        return {n: p for n, p in parameters.items() if n not in at_call}
+        return {n: p for n, p in self._parameters.items() if n not in at_call}
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -96,7 +96,7 @@ class PoolOp:
         """The arguments that take learned arrays: one for all, or one for each."""
         if self.weights:
             return ("params",)
-        given = inspect.signature(self.fn).parameters.values() if self.arrays else ()
+        given = self._parameters.values() if self.arrays else ()
         required = (p for p in given if p.default is p.empty)
         return tuple(p.name for p in required if p.kind is p.KEYWORD_ONLY)
 
@@ -118,7 +118,12 @@ class PoolOp:
     @property
     def takes_where(self) -> bool:
         """Whether it takes a mask."""
-        return "where" in inspect.signature(self.fn).parameters
+        return "where" in self._parameters
+
+    @functools.cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        # Read once: whoever intercepts the function exchanges its code for a while.
+        return inspect.signature(self.fn).parameters
 
 
 OPS: dict[str, PoolOp] = {}
