@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jaxpool.compare import checkpoints, logs
 from jaxpool.compare.checkpoints import restore
@@ -234,16 +234,16 @@ def _report(
 
 def _keep(parallel_seeds: int | str, log: str | Path | None, checkpoint: bool) -> Keep:
     """Returns how seeds are to be trained and what is to be kept of them."""
-    beside = None if parallel_seeds == "auto" else parallel_seeds
-    if beside is not None:
+    if isinstance(parallel_seeds, str):
         rule = "must be auto or an int"
-        check(not isinstance(beside, str), "parallel_seeds", rule, beside)
-        check_count("parallel_seeds", beside)
+        check(parallel_seeds == "auto", "parallel_seeds", rule, parallel_seeds)
+        beside = None
+    else:
+        check_count("parallel_seeds", parallel_seeds)
+        beside = parallel_seeds
     if checkpoint:
         checkpoints.check_installed()
-    return Keep(
-        cast(int | None, beside), None if log is None else Path(log), checkpoint
-    )
+    return Keep(beside, None if log is None else Path(log), checkpoint)
 
 
 def _baseline(wanted: str | None, results: Results, chosen: Iterable[Method]) -> str:

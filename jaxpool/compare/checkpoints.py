@@ -57,7 +57,8 @@ def _folder(out: Path, method: str, seed: int) -> Path:
 def save(out: Path, method: str, seed: int, state: State, dataset: Dataset) -> None:
     """Saves a seed's parameters, and whatever else of its network is no random state.
 
-    The folder is whole or not there, and takes the place of an earlier one.
+    The folder is whole or not there, and takes the place of an earlier one. Of several
+    processes the first one calls this.
     """
     import orbax.checkpoint as ocp
 
@@ -66,7 +67,12 @@ def save(out: Path, method: str, seed: int, state: State, dataset: Dataset) -> N
         shutil.rmtree(left)  # by a process that was killed
     arrays = nnx.merge_state(state.params, _arrays(state.rest))
     tree = _tree(arrays, dataset.mean, dataset.std)
-    with ocp.StandardCheckpointer() as checkpointer:
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:  # the others do not take part
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="compare"
+        )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder, tree, force=True)
 
 
