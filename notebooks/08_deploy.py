@@ -28,7 +28,7 @@ from ai_edge_litert.interpreter import Interpreter
 from flax import nnx
 from jaxpool.compare.data import load
 from jaxpool.deploy import DeployError, to_litert, to_onnx, to_stablehlo
-from jaxpool.nnx import MaxPool, StochasticPool
+from jaxpool.nnx import MaxPool, RandomMixedPool
 
 FAST = "JAXPOOL_FAST" in os.environ  # a trial run of this notebook
 os.chdir(tempfile.mkdtemp())  # for the files that are written here
@@ -39,8 +39,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # %% [markdown]
 # ## A model worth deploying
 #
-# Handwritten digits, without a download. One pool takes maxima; one draws in training,
-# and is the expectation of what it draws afterwards; the last is a mean.
+# Handwritten digits, without a download. The first pool takes maxima; the second throws
+# a coin between maximum and mean in training, and is half of each afterwards; the last
+# is a mean.
 
 # %%
 data = load("mnist5k")
@@ -51,7 +52,7 @@ class CNN(nnx.Module):
         self.conv1 = nnx.Conv(1, 16, (3, 3), rngs=rngs)
         self.conv2 = nnx.Conv(16, 32, (3, 3), rngs=rngs)
         self.pool1 = MaxPool((2, 2), strides=(2, 2))
-        self.pool2 = StochasticPool((2, 2), strides=(2, 2), rngs=rngs)
+        self.pool2 = RandomMixedPool((2, 2), strides=(2, 2), rngs=rngs)
         self.head = nnx.Linear(32 * 3 * 3, 10, rngs=rngs)
 
     def __call__(self, x):
