@@ -332,6 +332,8 @@ def mathematical(x):
         (x * 9).astype(jnp.int8) * np.int8(77),  # wraps
         (x * 9).astype(int) >> 2,
         (x * 9).astype(int) << 2,
+        lax.shift_right_logical((x * 9).astype(jnp.int32), 2),
+        lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32), jnp.float32),
         jnp.var(x, 1),
         jax.nn.logsumexp(x, 1),
         jnp.isfinite(x / jnp.round(x)),

@@ -74,8 +74,19 @@ def provider(pools):
     return made if pools == "Flax's" else register(made)
 
 
+def of_pools(tree):
+    """What a tree of statistics holds of the two pools, without their modules' paths."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for pool in ("max_pool0", "avg_pool0"):
+            before, name, after = jax.tree_util.keystr(path).partition(pool)
+            if name:
+                found[name + after] = leaf
+    return found
+
+
 def in_linen(pools):
-    """Outputs, gradients and statistics of one step."""
+    """Outputs, gradients and the pools' statistics, of one step."""
     model = qwix.quantize_model(Linen(pools), provider(pools))
     variables = model.init(jax.random.key(1), X)
 
@@ -85,11 +96,11 @@ def in_linen(pools):
         return jnp.sum(y**2), (y, state)
 
     gradients, (y, state) = jax.grad(loss, has_aux=True)(variables["params"])
-    return y, gradients, state
+    return y, gradients, of_pools(state)
 
 
 def in_nnx(pools):
-    """Outputs and gradients of one step."""
+    """The same of an NNX model."""
     model = qwix.quantize_model(NNX(pools, nnx.Rngs(1)), provider(pools), X)
 
     def loss(model):
@@ -97,11 +108,8 @@ def in_nnx(pools):
         return jnp.sum(y**2), y
 
     (_, y), gradients = nnx.value_and_grad(loss, has_aux=True)(model)
-    statistics = sorted(
-        "/".join(map(str, path))
-        for path, _ in nnx.to_flat_state(nnx.state(model, qwix.QuantStat))
-    )
-    return y, nnx.to_pure_dict(gradients), statistics
+    statistics = nnx.to_pure_dict(nnx.state(model, qwix.QuantStat))
+    return y, nnx.to_pure_dict(gradients), of_pools(statistics)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +124,11 @@ def in_nnx(pools):
 def test_as_flax(step, pools):
     y, gradients, statistics = step(pools)
     expected, theirs, their_statistics = step("Flax's")
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    close(y, expected)
     jax.tree.map(close, gradients, theirs)
-    if step is in_linen:
-        jax.tree.map(close, statistics, their_statistics)
-    else:
-        assert statistics == their_statistics
+    assert len(statistics) >= 4
+    jax.tree.map(close, statistics, their_statistics)
 
 
 def test_unseen_without():

@@ -79,9 +79,10 @@ def quantize(
     model: bytes, signature: str, dtype: str, batches: Sequence[Arrays] = ()
 ) -> bytes:
     """The model with float16 weights, or in int8 with ranges as seen in the batches."""
-    from litert_quantizer import quantizer, recipe
+    from litert_quantizer import calibrator, quantizer, recipe, recipe_manager
     from litert_quantizer.algorithm_manager import AlgorithmName
     from litert_quantizer.qtyping import TFLOperationName
+    from litert_quantizer.utils import qsv_utils
 
     work = quantizer.Quantizer(bytearray(model))
     if dtype == "float16":
@@ -94,8 +95,16 @@ def quantize(
         ranges = None
     else:
         work.load_quantization_recipe(recipe.static_wi8_ai8())
+        manager = recipe_manager.RecipeManager()
+        manager.load_quantization_recipe(recipe.static_wi8_ai8())
+        # By default ranges are those of the first batch, moved a little by the others:
+        # what lies outside would be clipped.
+        calibration = calibrator.Calibrator(
+            memoryview(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update
+        )
         data = [{f"input_{i}": x for i, x in enumerate(b)} for b in batches]
-        ranges = work.calibrate({signature: data}, num_threads=1)
+        calibration.calibrate({signature: data}, manager)
+        ranges = calibration.get_model_qsvs()
     made: Any = work.quantize(
         ranges, enable_progress_bar=False, enable_progress_report=False
     )

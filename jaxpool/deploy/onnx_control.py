@@ -17,7 +17,7 @@ from jaxpool.deploy.onnx_graph import (
     element_type,
     is_constant,
 )
-from jaxpool.deploy.onnx_program import write
+from jaxpool.deploy.onnx_program import traced, write
 
 __all__ = ["RULES"]
 
@@ -25,6 +25,12 @@ __all__ = ["RULES"]
 def _inline(g: Graph, eqn: Any, *values: Value) -> list[Value]:
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     return write(g, next(eqn.params[n] for n in names if n in eqn.params), *values)
+
+
+def _expand(g: Graph, eqn: Any, *values: Value) -> list[Value]:
+    """A primitive of jax 0.12's that knows what it is made of."""
+    high = eqn.params["_prim"]
+    return traced(g, lambda *xs: high.expand(*high.in_tree.unflatten(xs)), *values)
 
 
 def _refuse(g: Graph, eqn: Any, *values: Value) -> None:
@@ -118,9 +124,12 @@ def _while(g: Graph, eqn: Any, *values: Value) -> list[Value]:
 
 def _scan(g: Graph, eqn: Any, *values: Value) -> list[Value]:
     p, avals = eqn.params, [v.aval for v in eqn.outvars]
-    n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
-    fixed, carried, rows = values[:n], values[n:m], values[m:]
-    jaxpr = p["jaxpr"].jaxpr
+    if "ft_in" in p:  # since jax 0.11
+        n, m, _ = (len(part) for part in p["ft_in"].unpack())
+    else:
+        n, m = p["num_consts"], p["num_carry"]
+    fixed, carried, rows = values[:n], values[n : n + m], values[n + m :]
+    jaxpr = getattr(p["jaxpr"], "jaxpr", p["jaxpr"])
     given = [v.aval for v in jaxpr.invars[n:]]
     if not rows:  # ONNX wants something to go along
         rows = (constant(np.zeros(p["length"], np.int32)),)
@@ -150,6 +159,7 @@ _RANDOM += ("threefry2x32",)
 RULES = {
     **{name: Rule(_inline, "never") for name in _CALLS},
     **{name: Rule(_refuse, "never") for name in _RANDOM},
+    "call_hi_primitive": Rule(_expand, "never"),
     "cond": Rule(_branch, "never"),
     "platform_index": Rule(_platform_index, "never"),
     "scan": Rule(_scan),

@@ -36,7 +36,11 @@ def write(g: Graph, closed: Any, *args: Value) -> list[Value]:
         return values[atom]
 
     for eqn in _needed(jaxpr):
-        results = _equation(g, eqn, *map(read, eqn.invars))
+        avals = [v.aval for v in eqn.outvars]
+        if avals and all(0 in aval.shape for aval in avals):
+            results = [_nothing(aval) for aval in avals]
+        else:
+            results = _equation(g, eqn, *map(read, eqn.invars))
         results = results if isinstance(results, list) else [results]
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -57,6 +61,12 @@ def rewritten(function: Callable[..., Any]) -> Rule:
         return traced(g, functools.partial(function, **eqn.params), *values)
 
     return Rule(rule)
+
+
+def _nothing(aval: Any) -> Value:
+    """What has no elements, whatever the batch: no input decides them."""
+    known = [size if isinstance(size, int) else 1 for size in aval.shape]
+    return constant(np.zeros(known, aval.dtype), aval.shape)
 
 
 def _needed(jaxpr: Any) -> list[Any]:

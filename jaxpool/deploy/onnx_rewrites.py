@@ -59,37 +59,44 @@ def _shift(g: Graph, eqn: Any, x: Value, n: Value) -> Value:
         raise DeployError(f"`to_onnx`: `{name}` must be by a constant.")
     power = np.int64(1) << np.asarray(n.data, np.int64)
 
-    def shifted(x):
-        x = x.astype(jnp.int64)
-        return x * power if name == "shift_left" else jnp.floor_divide(x, power)
+    def shifted(y):
+        y = y.astype(jnp.int64)
+        if name == "shift_left":
+            return y * power
+        if name == "shift_right_logical":
+            y = jnp.mod(y, 2 ** (8 * x.dtype.itemsize))
+        return jnp.floor_divide(y, power)
 
     return astype(g, traced(g, shifted, x)[0], x.dtype)
 
 
 def _bits(x: Any, new_dtype: Any) -> Any:
-    """The bits of float32 as int32, and back: by arithmetic, in float64."""
+    """The bits of float32 as integers, and back: by arithmetic, in float64."""
     kinds = (np.dtype(x.dtype), np.dtype(new_dtype))
-    if kinds == (np.float32, np.int32):
+    place, whole = 2.0**23, 2.0**32
+    if kinds[0] == np.float32 and kinds[1] in (np.int32, np.uint32):
         size = jnp.abs(x.astype(jnp.float64))
         normal = jnp.isfinite(size) & (size > 0)
         size = jnp.where(normal, size, 1)
         e = jnp.floor(jnp.log(size) / np.log(2.0))
         e = jnp.where(2.0**e > size, e - 1, e)  # the quotient may be off by a bit
         e = jnp.maximum(jnp.where(2.0 ** (e + 1) <= size, e + 1, e), -126.0)
-        bits = (e + 126) * 2.0**23 + size * 2.0 ** (23 - e)
-        special = jnp.where(x == 0, 0.0, jnp.where(x == x, 255.0, 255.5)) * 2.0**23
+        bits = (e + 126) * place + size * 2.0 ** (23 - e)
+        special = jnp.where(x == 0, 0.0, jnp.where(x == x, 255.0, 255.5)) * place
         bits = jnp.where(normal, bits, special)
         negative = (x < 0) | ((x == 0) & (1 / x < 0))
-        return jnp.where(negative, bits - 2.0**31, bits).astype(jnp.int32)
-    if kinds == (np.int32, np.float32):
+        sign = whole / 2 if kinds[1] == np.uint32 else -whole / 2
+        return jnp.where(negative, bits + sign, bits).astype(new_dtype)
+    if kinds[0] in (np.int32, np.uint32) and kinds[1] == np.float32:
         n = x.astype(jnp.float64)
-        bits = jnp.where(n < 0, n + 2.0**31, n)
-        e = jnp.floor(bits / 2.0**23)
-        m = bits - e * 2.0**23
-        y = jnp.where(e == 0, m * 2.0**-149, (m + 2.0**23) * 2.0 ** (e - 150))
+        negative = (n < 0) | (n >= whole / 2)
+        bits = jnp.where(negative, jnp.mod(n, whole / 2), n)
+        e = jnp.floor(bits / place)
+        m = bits - e * place
+        y = jnp.where(e == 0, m * 2.0**-149, (m + place) * 2.0 ** (e - 150))
         y = jnp.where(e == 255, jnp.where(m == 0, jnp.inf, jnp.nan), y)
-        return jnp.where(n < 0, -y, y).astype(jnp.float32)
-    rule = "bits must be those of float32 as int32, or back"
+        return jnp.where(negative, -y, y).astype(jnp.float32)
+    rule = "bits must be those of float32 as integers of 32 bits, or back"
     raise DeployError(f"`to_onnx`: {rule}; got {kinds[0]} as {kinds[1]}.")
 
 
@@ -107,5 +114,6 @@ RULES = {
     "reduce_precision": rewritten(_reduce_precision),
     "shift_left": Rule(_shift),
     "shift_right_arithmetic": Rule(_shift),
+    "shift_right_logical": Rule(_shift),
     "square": rewritten(lambda x: x * x),
 }

@@ -54,8 +54,10 @@ def _reshape(g: Graph, eqn: Any, x: Value, *sizes: Value) -> Value:
 
 
 def _concatenate(g: Graph, eqn: Any, *values: Value) -> Value:
+    axis = eqn.params["dimension"]
+    values = tuple(v for v in values if v.shape[axis] != 0)
     layout = next((v.layout for v in values if not is_constant(v)), values[0].layout)
-    axis = layout.index(eqn.params["dimension"])
+    axis = layout.index(axis)
     name = g.node("Concat", *(g.tensor(v, layout) for v in values), axis=axis)
     return g.value(name, eqn.outvars[0].aval, layout=layout)
 
