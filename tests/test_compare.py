@@ -1,7 +1,9 @@
 """`jaxpool compare`: end to end through the command, on a data set made here."""
 
+import contextlib
 import csv
 import dataclasses
+import doctest
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from PIL import Image as Picture
 from scipy import stats
 from tensorboardX.proto.event_pb2 import Event
 
+import jaxpool.compare.checkpoints
 import jaxpool.compare.folders
 import jaxpool.compare.run
 from jaxpool.__main__ import main
@@ -1133,6 +1136,29 @@ def test_what_was_trained_can_be_restored(several):
             np.testing.assert_allclose(from_floats, model(X_TEST[..., None]), atol=1e-4)
 
 
+def test_example():
+    assert doctest.testmod(jaxpool.compare.checkpoints).failed == 0
+
+
+def test_a_network_that_cannot_be_saved(tiny, tmp_path, monkeypatch, capfd):
+    """Its seed is not finished either."""
+    full = SimpleNamespace(save=mock_error)
+    checkpointer = lambda **_: contextlib.nullcontext(full)  # noqa: E731
+    arguments = command(tiny, tmp_path, "--checkpoint", methods="max")
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.StandardCheckpointer", checkpointer)
+        assert main(arguments) == 2
+    line, hint = capfd.readouterr().err.splitlines()
+    folder = tmp_path / "checkpoints" / "max" / "seed0"
+    assert line == f"jaxpool compare: {folder} cannot be written: No room"
+    assert hint.startswith("Stopped. To go on: ")
+    assert not (tmp_path / "results.json").exists()
+
+
+def mock_error(*arguments, **options):
+    raise ValueError("No room\nfor this")
+
+
 def test_what_cannot_be_restored(several, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(several / "out" / "tiny", out)
@@ -1314,3 +1340,5 @@ def test_pictures_are_upright_in_one_mode_and_size(tmp_path):
     assert red[-1, 0].tolist() == [0, 0, 255]
     assert any((p == 255).all() for p in pictures)
     assert load(folder, size=4).image_shape == (4, 4, 3)
+    with pytest.raises(UserError, match="`size` must be at least 1; got 0"):
+        compare(data=folder, size=0, out=tmp_path / "out")

@@ -133,7 +133,7 @@ def compare(
         check(bool(names), "data", "must name at least one data set", data)
         sizes = [size if resizable(name) else None for name in names]
         rule = "must go with a folder of images or hf:NAME: others are not resized"
-        check(size is None or any(sizes), "size", rule, size)
+        check(size in (None, *sizes), "size", rule, size)
         wanted = [
             Settings(name, model, epochs, batch, lr, own)
             for name, own in zip(names, sizes, strict=True)

@@ -13,6 +13,7 @@ from jaxpool.compare.data import Dataset
 from jaxpool.compare.forms import COUNT, TEXT, Form, conform
 from jaxpool.compare.methods import all_methods
 from jaxpool.compare.model import build
+from jaxpool.compare.reading import first_line
 from jaxpool.compare.results import FILE, is_index, read
 from jaxpool.compare.settings import MODELS, UserError, check
 from jaxpool.compare.training import State
@@ -59,6 +60,9 @@ def save(out: Path, method: str, seed: int, state: State, dataset: Dataset) -> N
 
     The folder is whole or not there, and takes the place of an earlier one. Of several
     processes the first one calls this.
+
+    Raises:
+      OSError: if that fails.
     """
     import orbax.checkpoint as ocp
 
@@ -72,8 +76,11 @@ def save(out: Path, method: str, seed: int, state: State, dataset: Dataset) -> N
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="compare"
         )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder, tree, force=True)
+    try:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            checkpointer.save(folder, tree, force=True)
+    except Exception as error:  # whatever a disk that fails makes Orbax raise
+        raise OSError(f"{folder} cannot be written: {first_line(error)}") from error
 
 
 def _arrays(state: Any) -> Any:
@@ -133,8 +140,7 @@ def restore(out: str | Path, method: str, seed: int = 0) -> nnx.Sequential:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(folder, _tree(state, 0.0, 1.0))
     except Exception as error:  # whatever damage makes Orbax raise
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        problem = f"`restore`: `out` {folder} is not readable: {why}"
+        problem = f"`restore`: `out` {folder} is not readable: {first_line(error)}"
         raise UserError(problem) from error
     nnx.replace_by_pure_dict(state, tree["model"])
     nnx.update(model, state)

@@ -26,7 +26,13 @@ from jaxpool.compare.report import summary
 from jaxpool.compare.results import Results, write
 from jaxpool.compare.settings import Settings
 from jaxpool.compare.timing import ROUNDS, measure, memory
-from jaxpool.compare.training import Program, compile_program, steps_per_epoch, train
+from jaxpool.compare.training import (
+    Program,
+    State,
+    compile_program,
+    steps_per_epoch,
+    train,
+)
 
 __all__ = ["Keep", "Part", "Run", "progress_bar"]
 
@@ -146,12 +152,18 @@ class Run:
             runs, states = train(
                 program, self.dataset, self.settings, seeds, on_step, on_epoch
             )
-        if self.keep.checkpoint and is_first():
-            for seed, state in zip(seeds, states, strict=True):
-                checkpoints.save(self.path.parent, name, seed, state, self.dataset)
+        if self.keep.checkpoint:
+            together(lambda: self._keep_networks(name, seeds, states))
         if len(seeds) > 1:
             runs = [{**run, "beside": len(seeds)} for run in runs]
         return runs
+
+    def _keep_networks(
+        self, name: str, seeds: Sequence[int], states: Sequence[State]
+    ) -> None:
+        for seed, state in zip(seeds, states, strict=True):
+            if is_first():
+                checkpoints.save(self.path.parent, name, seed, state, self.dataset)
 
     def measure(self) -> None:
         """Measures all methods side by side, if any of them changed or lacks it."""
