@@ -1017,6 +1017,15 @@ def test_seeds_side_by_side_give_what_each_gives_alone(several, finished):
             assert_alike(run, other)
 
 
+def test_a_jax_that_cannot_train_side_by_side(tiny, tmp_path, monkeypatch, capfd):
+    def unable(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(jax, "vmap", unable)
+    line = error_line(command(tiny, tmp_path, "--parallel-seeds=2"), capfd)
+    assert "`parallel_seeds` must be 1 with jax" in line
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_samples_of_seeds_side_by_side_are_those_of_each_alone(tiny):
     settings = Settings(str(tiny), "small", epochs=1, batch=BATCH, lr=5e-3)

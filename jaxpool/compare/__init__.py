@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxpool.compare import checkpoints, logs
 from jaxpool.compare.checkpoints import restore
 from jaxpool.compare.config import read_config
@@ -35,6 +37,7 @@ from jaxpool.compare.results import (
 )
 from jaxpool.compare.run import Keep, Part, Run, progress_bar
 from jaxpool.compare.settings import MODELS, Settings, UserError, check, check_count
+from jaxpool.compare.training import can_go_side_by_side
 from jaxpool.compare.words import readable
 
 __all__ = [
@@ -257,6 +260,9 @@ def _keep(parallel_seeds: int | str, log: str | Path | None, checkpoint: bool) -
         beside = None
     else:
         check_count("parallel_seeds", parallel_seeds)
+        rule = f"must be 1 with jax {jax.__version__}, which cannot vmap this training"
+        possible = parallel_seeds == 1 or can_go_side_by_side()
+        check(possible, "parallel_seeds", rule, parallel_seeds)
         beside = parallel_seeds
     if checkpoint:
         checkpoints.check_installed()

@@ -29,6 +29,7 @@ from jaxpool.compare.timing import ROUNDS, measure, memory
 from jaxpool.compare.training import (
     Program,
     State,
+    can_go_side_by_side,
     compile_program,
     steps_per_epoch,
     train,
@@ -200,7 +201,7 @@ def _fitting(program: Program, seeds: Sequence[int]) -> int:
     """
     device = jax.local_devices()[0]
     room = (device.memory_stats() or {}).get("bytes_limit")
-    if device.platform == "cpu" or not room:
+    if device.platform == "cpu" or not room or not can_go_side_by_side():
         return 1
     needed = memory(program.step) or room
     return min(max(room // needed, 1), len(seeds))

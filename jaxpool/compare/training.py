@@ -20,6 +20,7 @@ from jaxpool.nnx import PoolModule
 __all__ = [
     "Program",
     "State",
+    "can_go_side_by_side",
     "compile_program",
     "on_devices",
     "shardings",
@@ -76,6 +77,21 @@ def on_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
+def can_go_side_by_side() -> bool:
+    """Whether this JAX can `vmap` a convolution's gradient, which 0.7.2 cannot."""
+
+    def total(kernel, image):
+        return jax.lax.conv(image, kernel, (1, 1), "VALID").sum()
+
+    replicated, _, _ = shardings()
+    several = jax.device_put(np.ones((2, 1, 1, 1, 1), np.float32), replicated)
+    try:
+        jax.eval_shape(jax.vmap(jax.grad(total)), several, several)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def steps_per_epoch(dataset: Dataset, settings: Settings) -> int:
     """Returns how many whole batches the training images make."""
     return len(dataset.x_train) // settings.batch
@@ -113,30 +129,18 @@ def compile_program(
     everywhere = jax.jit(lambda state: state, out_shardings=replicated)
     graph = nnx.graphdef(model(0))
 
-    def each(run: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        """Returns what runs for each seed that is trained."""
-        return jax.vmap(run, in_axes) if beside > 1 else run
-
-    def loss_and_rest(params, rest, images: jax.Array, labels: jax.Array):
-        model = nnx.merge(graph, params, rest, copy=True)
-        model.train()
-        logits = model(images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return loss.mean(), nnx.state(model, nnx.Not(nnx.Param))
-
     def step(state: State, images: jax.Array, labels: jax.Array):
-        def total(params):
-            run = each(loss_and_rest)
-            losses, rest = run(params, state.rest, images, labels)
-            return losses.sum(), (losses, rest)
+        def loss_and_rest(params):
+            model = nnx.merge(graph, params, state.rest, copy=True)
+            model.train()
+            logits = model(images)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return loss.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-        # The sum's gradient is that of each seed, whose parameters are its own; what
-        # jax 0.7 cannot do is `vmap` a convolution's gradient.
-        grads, (losses, rest) = jax.grad(total, has_aux=True)(state.params)
-        update = each(optimizer.update)
-        updates, opt_state = update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(params, rest, opt_state), losses
+        grad = jax.value_and_grad(loss_and_rest, has_aux=True)
+        (loss, rest), grads = grad(state.params)
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), rest, opt_state), loss
 
     def infer(params, rest, images: jax.Array) -> jax.Array:
         model = nnx.merge(graph, params, rest)
@@ -154,6 +158,7 @@ def compile_program(
     batch = (images, jax.ShapeDtypeStruct((settings.batch,), np.int32))
     of_batch = (split, labelled)
     if beside > 1:
+        step, infer = jax.vmap(step), jax.vmap(infer, in_axes=(0, 0, None))
         batch = jax.tree.map(lambda x: x.update(shape=(beside, *x.shape)), batch)
         of_batch = (side_by_side(split), side_by_side(labelled))
     jit_step = jax.jit(
@@ -163,9 +168,7 @@ def compile_program(
         out_shardings=replicated,
     )
     jit_infer = jax.jit(
-        each(infer, in_axes=(0, 0, None)),
-        in_shardings=(replicated, replicated, split),
-        out_shardings=replicated,
+        infer, in_shardings=(replicated, replicated, split), out_shardings=replicated
     )
     return Program(
         init,
