@@ -548,7 +548,11 @@ REFUSED = {
         draw(*IMAGE),
         "no rule for the primitive `fft` of complex64",
     ),
-    "training": (CNN(nnx.Rngs(0)), draw(2, 16, 16, 3), "call its `eval\\(\\)` first"),
+    "training": (
+        CNN(nnx.Rngs(0)),
+        draw(2, 16, 16, 3),
+        r"call the model's eval\(\) first",
+    ),
     "batch": (
         lambda x: x.reshape(6, -1),
         draw(2, 3),

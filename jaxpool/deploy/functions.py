@@ -1,6 +1,7 @@
 """Functions of arrays, traced and run: what all targets have in common."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxpool._core.files import replace
 from jaxpool._core.window import fail
 from jaxpool.deploy.agreement import DeployError
 
-__all__ = ["as_arrays", "as_tolerance", "exported", "results", "write"]
+__all__ = ["as_arrays", "as_tolerance", "evaluation", "exported", "results", "write"]
 
 Function = Callable[..., Any]
 
@@ -45,7 +46,7 @@ def as_tolerance(caller: str, tolerance: float | None, default: float) -> float:
 
 def results(fn: Function, inputs: Sequence[Any]) -> list[np.ndarray]:
     """What JAX gives, all outputs in the order of their tree."""
-    with _evaluation():
+    with evaluation():
         outputs = jax.jit(lambda *inputs: fn(*inputs))(*inputs)
     return [np.asarray(y) for y in jax.tree.leaves(outputs)]
 
@@ -61,23 +62,23 @@ def exported(
     def listed(*inputs):
         return jax.tree.leaves(fn(*inputs))
 
-    with _evaluation():
+    with evaluation():
         return export.export(jax.jit(listed), platforms=tuple(platforms))(*inputs)
 
 
-class _evaluation:
-    """A context in which a model that changes while it is called is explained."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if kind is not None and kind.__name__ == "TraceContextError":
-            problem = (
-                "The function changes a model's state, as batch statistics or keys of "
-                "random numbers; call the model's eval() first."
-            )
-            raise DeployError(problem) from error
+@contextlib.contextmanager
+def evaluation() -> Iterator[None]:
+    """Within this context, a model that changes while it is called is explained."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":  # Flax's; it need not be there
+            raise
+        problem = (
+            "The function changes a model's state, as batch statistics or keys of "
+            "random numbers; call the model's eval() first."
+        )
+        raise DeployError(problem) from error
 
 
 def write(path: Path, contents: bytes) -> None:

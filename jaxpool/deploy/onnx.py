@@ -12,7 +12,6 @@ after the other by tables of rules:
 
 import inspect
 import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpool
+from jaxpool._core.plain import plainly
 from jaxpool._core.window import as_flag, as_int, fail
 from jaxpool.deploy.agreement import Artefact, DeployError, check_agreement, need
 
 onnx = need("onnx", "onnx")
 
 from jaxpool.deploy import (  # noqa: E402
+    functions,
     onnx_control,
     onnx_elementwise,
     onnx_index,
@@ -38,6 +39,7 @@ from jaxpool.deploy import (  # noqa: E402
     onnx_shapes,
     onnx_sums,
 )
+from jaxpool.deploy.functions import as_tolerance, evaluation, results  # noqa: E402
 from jaxpool.deploy.onnx_graph import Graph, element_type, reads, renamed  # noqa: E402
 from jaxpool.deploy.onnx_program import write  # noqa: E402
 
@@ -116,16 +118,14 @@ def to_onnx(
     model = onnx_model(fn, *inputs, dynamic_batch=dynamic, opset=opset)
     content, error = model.SerializeToString(), 0.0
     names = [tensor.name for tensor in model.graph.input]
-    compiled = jax.jit(lambda *xs: fn(*xs))
     for examples in _examples(arrays, dynamic):
-        expected = [np.asarray(y) for y in jax.tree.leaves(compiled(*examples))]
+        expected = results(fn, examples)
         actual = _run(runtime, content, names, examples)
-        limits = [_TOLERANCES.get(str(y.dtype), 0.0) for y in expected]
-        limit = max(limits) if tolerance is None else tolerance
+        limit = max(_TOLERANCES.get(str(y.dtype), 0.0) for y in expected)
+        limit = as_tolerance("to_onnx", tolerance, limit)
         error = max(error, check_agreement("ONNX", expected, actual, limit))
-    path = Path(out)
-    _replace(path, content)
-    return Artefact(path, node_kinds(model), error)
+    functions.write(Path(out), content)
+    return Artefact(Path(out), node_kinds(model), error)
 
 
 def onnx_model(
@@ -256,19 +256,8 @@ def _program(
 
     def trace(*avals):
         make = jax.make_jaxpr(lambda *xs: fn(*xs), return_shape=True)
-        # What `jax.jit` has traced before has its windows in another form. It looks up
-        # programs by this setting too, which here has no other effect, and finds none;
-        # nor will it find these where they are not wanted.
-        apart = jax.default_matmul_precision("bfloat16")
-        try:
-            with jaxpool.lowering("reduce_window"), apart:
-                return make(*avals)
-        except Exception as error:
-            if type(error).__name__ != "TraceContextError":  # Flax's; it need not be
-                raise
-            rule = "the model must not change its own state, as it does in training"
-            problem = f"`to_onnx`: {rule}: call its `eval()` first. Flax says: {error}"
-            raise DeployError(problem) from error
+        with plainly("reduce_window"), evaluation():
+            return make(*avals)
 
     avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
     if not any(dynamic):
@@ -278,6 +267,8 @@ def _program(
     free = [a.update(shape=(batch, *a.shape[1:])) if f else a for a, f in pairs]
     try:
         return trace(*free)
+    except DeployError:
+        raise
     except Exception as error:
         trace(*avals)  # what is wrong with the function itself says so here
         raise _no_batch(error) from error
@@ -346,13 +337,3 @@ def _examples(
             np.take(x, np.arange(len(x) + 1) % len(x), 0) if free else x
             for x, free in pairs
         ]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file under another name first: it is whole when it is there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
