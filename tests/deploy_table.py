@@ -137,6 +137,8 @@ def page(lines):
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
     shown = [lines[name] for name in CASES]
     text = f"""\
+# What each target gives
+
 <!-- Made by `python tests/deploy_table.py`, and held to what is found by the tests. -->
 Each row is one typical call of an op: 2-D, channels last, windows that overlap and are
 padded where it has windows. It was exported to each target, run there and compared with
@@ -144,7 +146,9 @@ JAX ({versions}).
 
 **native** names the nodes that compute it; beside them stand at most nodes that pad,
 arrange elements or change signs. *composed* is made of the target's arithmetic, and
-right, but the runtime sees no pool. In int8, what stays in float32 is named.
+right, but the runtime sees no pool. In int8, what stays in float32 is named; an op that
+8 bits are too few for can be left in float32, or trained with quantization in mind.
+[Deployment](deployment.md) says how.
 
 | op | {" | ".join(TARGETS)} |
 |---|{"---|" * len(TARGETS)}
