@@ -396,6 +396,9 @@ def sized(x):
         jnp.concatenate([x, jnp.ones_like(x)], 0),
         jnp.zeros((2 * x.shape[0] + 1, 3)),
         x[1:],
+        x[::2],
+        jnp.arange(x.shape[0] // 2),
+        jnp.arange(7 - x.shape[0] % 3),
         jax.grad(lambda x: (jp.max_pool(x, (2, 2)) ** 2).sum())(x),
     )
 
@@ -414,7 +417,41 @@ def convolved(x):
     )
 
 
-PROGRAMS = [several, ordered, mathematical, products, controlled, sized, convolved]
+def folded(x):
+    """Windows that no pool takes."""
+    wide = dict(window_dilation=2, padding=1)
+    where = np.indices((8, 7, 1)).sum(0) % 2 == 0  # some of each window
+    return (
+        lax.reduce_window(x, 1.0, lax.mul, (1, 3, 2, 1), (1, 2, 1, 1), "SAME"),
+        lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, 1, 1, 1), "SAME", (1, 2, 1, 1)
+        ),
+        jp.max_pool_with_argmax(x, (2, 3), (2, 1), "SAME", where=where),
+        jp.max_pool_with_argmax(x[:, :2], (2, 2), **wide),
+        jp.avg_pool(x[:, :2], (2, 2), **wide),
+        jp.sum_pool((x * 9).astype(jnp.int8), (2, 3), (2, 2), "SAME"),
+    )
+
+
+def test_functions_traced_before_are_traced_anew(tmp_path):
+    f, x = jax.jit(lambda x: jp.max_pool(x, (2, 2), (2, 2))), draw(*IMAGE)
+    before = str(jax.make_jaxpr(f)(x))
+    assert "reduce_window" not in before
+    found = to_onnx(f, x, out=tmp_path / "a.onnx", dynamic_batch=False)
+    assert found.nodes == {"MaxPool": 1, **TURNS}
+    assert str(jax.make_jaxpr(f)(x)) == before
+
+
+PROGRAMS = [
+    folded,
+    several,
+    ordered,
+    mathematical,
+    products,
+    controlled,
+    sized,
+    convolved,
+]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -575,6 +612,12 @@ def test_an_onnxruntime_that_refuses_is_quoted(tmp_path, monkeypatch):
 
 def test_arguments():
     x = draw(*IMAGE)
+    with pytest.raises(ValueError, match="must be at least one example array"):
+        onnx_model(max_of)
+    with pytest.raises(ValueError, match="`fn` must return at least one array"):
+        onnx_model(lambda x: None, x)
+    with pytest.raises(ValueError, match="must have one batch size, at least 1"):
+        onnx_model(jnp.matmul, draw(2, 3), draw(3, 4))
     with pytest.raises(ValueError, match="`opset` must be at least 20; got 11"):
         onnx_model(max_of, x, opset=11)
     with pytest.raises(ValueError, match="one entry for each of the 1 inputs"):

@@ -10,7 +10,6 @@ after the other by tables of rules:
   onnx_pools        the rules for windows: ONNX's own pools
 """
 
-import functools
 import inspect
 import os
 import secrets
@@ -90,7 +89,8 @@ def to_onnx(
         model; or that for each input.
       opset: the version of ONNX's operators, at least 20.
       tolerance: how far results may differ, as a part of the largest absolute value of
-        each output; by default 2e-5 for float32, 4e-3 for float16, 0 for integers.
+        each output; integers never. By default 2e-5 or, if an output is float16, 4e-3:
+        a model that computes in bfloat16 inside needs more.
 
     Returns:
       Where the file lies, how many of each kind of node it holds, and the largest
@@ -115,11 +115,11 @@ def to_onnx(
     arrays, dynamic = _arguments(inputs, dynamic_batch)
     model = onnx_model(fn, *inputs, dynamic_batch=dynamic, opset=opset)
     content, error = model.SerializeToString(), 0.0
+    names = [tensor.name for tensor in model.graph.input]
+    compiled = jax.jit(lambda *xs: fn(*xs))
     for examples in _examples(arrays, dynamic):
-        expected = [np.asarray(y) for y in jax.tree.leaves(_jitted(fn)(*examples))]
-        actual = _run(
-            runtime, content, [tensor.name for tensor in model.graph.input], examples
-        )
+        expected = [np.asarray(y) for y in jax.tree.leaves(compiled(*examples))]
+        actual = _run(runtime, content, names, examples)
         limits = [_TOLERANCES.get(str(y.dtype), 0.0) for y in expected]
         limit = max(limits) if tolerance is None else tolerance
         error = max(error, check_agreement("ONNX", expected, actual, limit))
@@ -151,20 +151,22 @@ def onnx_model(
     opset = as_int("to_onnx", "opset", opset, _LEAST_OPSET, newest)
     arrays, dynamic = _arguments(inputs, dynamic_batch)
     closed, tree = _program(fn, arrays, dynamic)
+    if not closed.out_avals:
+        raise fail("to_onnx", "fn", "must return at least one array", tree)
     g, values = Graph(RULES), []
     for name, aval in zip(_names(fn, len(arrays)), closed.in_avals, strict=True):
         values.append(g.value(g.name(name), aval))
         for axis, size in enumerate(aval.shape):
             if not isinstance(size, int):
                 g.sizes.setdefault(str(size), (values[-1].data, axis))
-    names, paths = {}, [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    outputs = []
     try:
         results = write(g, closed, *values)
     except Exception as error:
         if type(error).__name__ != "InconclusiveDimensionOperation":
             raise  # JAX has moved the name of that class
         raise _no_batch(error) from error
+    names, outputs = {}, []
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for path, v in zip(paths, results, strict=True):
         outputs.append(g.name("_".join(["output", *map(_key, path)])))
         tensor = g.tensor(v)
@@ -226,16 +228,24 @@ def _arguments(
     inputs: Sequence[Any], dynamic_batch: bool | Sequence[bool]
 ) -> tuple[list[np.ndarray], list[bool]]:
     """The examples, and whether axis 0 of each is of any size."""
+    if not inputs:
+        raise fail("to_onnx", "inputs", "must be at least one example array", inputs)
     arrays = [np.asarray(jnp.asarray(x)) for x in inputs]
     if isinstance(dynamic_batch, bool):
-        return arrays, [dynamic_batch and x.ndim > 0 for x in arrays]
-    dynamic = [as_flag("to_onnx", "dynamic_batch", free) for free in dynamic_batch]
+        dynamic = [dynamic_batch and x.ndim > 0 for x in arrays]
+    else:
+        dynamic = [as_flag("to_onnx", "dynamic_batch", free) for free in dynamic_batch]
     if len(dynamic) != len(arrays):
         rule = f"must have one entry for each of the {len(arrays)} inputs"
         raise fail("to_onnx", "dynamic_batch", rule, dynamic_batch)
-    if any(free and x.ndim == 0 for x, free in zip(arrays, dynamic, strict=True)):
+    pairs = list(zip(arrays, dynamic, strict=True))
+    if any(free and x.ndim == 0 for x, free in pairs):
         rule = "must be False for an input without axes"
         raise fail("to_onnx", "dynamic_batch", rule, dynamic_batch)
+    sizes = {len(x) for x, free in pairs if free}
+    if len(sizes) > 1 or 0 in sizes:
+        rule = "must have one batch size, at least 1, where the batch is dynamic"
+        raise fail("to_onnx", "inputs", rule, [x.shape for x in arrays])
     return arrays, dynamic
 
 
@@ -246,8 +256,12 @@ def _program(
 
     def trace(*avals):
         make = jax.make_jaxpr(lambda *xs: fn(*xs), return_shape=True)
+        # What `jax.jit` has traced before has its windows in another form. It looks up
+        # programs by this setting too, which here has no other effect, and finds none;
+        # nor will it find these where they are not wanted.
+        apart = jax.default_matmul_precision("bfloat16")
         try:
-            with jaxpool.lowering("reduce_window"):
+            with jaxpool.lowering("reduce_window"), apart:
                 return make(*avals)
         except Exception as error:
             if type(error).__name__ != "TraceContextError":  # Flax's; it need not be
@@ -300,11 +314,6 @@ def _key(entry: Any) -> str:
 def _described(name: str, aval: Any) -> Any:
     sizes = [size if isinstance(size, int) else str(size) for size in aval.shape]
     return onnx.helper.make_tensor_value_info(name, element_type(aval.dtype), sizes)
-
-
-@functools.lru_cache(1)
-def _jitted(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(lambda *xs: fn(*xs))
 
 
 def _run(

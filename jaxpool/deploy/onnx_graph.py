@@ -100,6 +100,8 @@ def is_constant(value: Value) -> bool:
 
 def element_type(dtype: Any) -> int:
     """ONNX's number for a dtype."""
+    if str(dtype) == "bfloat16":  # which `onnx` knows since 1.18
+        return onnx.TensorProto.BFLOAT16
     try:
         return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     except (KeyError, TypeError, ValueError):
@@ -123,7 +125,7 @@ class Graph:
       names: all that are taken.
       initializers: the constants, by name.
       sizes: for each symbol in a size, an input and the axis that has it.
-      means: for a sum, what gives the mean that it is to become; see `pools`.
+      means: for a sum, what gives the mean that it is to become; see `onnx_pools`.
     """
 
     def __init__(self, rules: Mapping[str, Rule]):

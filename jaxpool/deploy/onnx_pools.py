@@ -24,7 +24,8 @@ from jax import lax
 from jax.extend import core
 
 from jaxpool._core.engine import identity
-from jaxpool.deploy.onnx_graph import Graph, Rule, Value, astype
+from jaxpool.deploy.agreement import DeployError
+from jaxpool.deploy.onnx_graph import Graph, Rule, Value, astype, is_constant
 from jaxpool.deploy.onnx_program import traced
 from jaxpool.deploy.onnx_sums import mean_of
 
@@ -226,6 +227,9 @@ def _sum(g: Graph, eqn: Any, x: Value) -> Value:
 
 def _any_fold(g: Graph, eqn: Any, *values: Value) -> list[Value]:
     p, n = eqn.params, len(values) // 2
+    if not all(map(is_constant, values[n:])):
+        rule = "the first value of `lax.reduce_window` must be a constant"
+        raise DeployError(f"`to_onnx`: {rule}, not what an input decides.")
     closed = p["jaxpr"]
     if not hasattr(closed, "consts"):
         closed = core.ClosedJaxpr(closed, p["consts"])

@@ -64,8 +64,10 @@ def _shift(g: Graph, eqn: Any, x: Value, n: Value) -> Value:
         if name == "shift_left":
             return y * power
         if name == "shift_right_logical":
-            y = jnp.mod(y, 2 ** (8 * x.dtype.itemsize))
-        return jnp.floor_divide(y, power)
+            y = jnp.where(y < 0, y + 2 ** (8 * x.dtype.itemsize), y)
+        by = jnp.broadcast_to(power, y.shape)
+        rest = lax.rem(y, by)
+        return lax.div(y - jnp.where(rest < 0, rest + by, rest), by)
 
     return astype(g, traced(g, shifted, x)[0], x.dtype)
 
@@ -89,8 +91,9 @@ def _bits(x: Any, new_dtype: Any) -> Any:
         return jnp.where(negative, bits + sign, bits).astype(new_dtype)
     if kinds[0] in (np.int32, np.uint32) and kinds[1] == np.float32:
         n = x.astype(jnp.float64)
-        negative = (n < 0) | (n >= whole / 2)
-        bits = jnp.where(negative, jnp.mod(n, whole / 2), n)
+        n = n if kinds[0] == np.int32 else jnp.where(n < whole / 2, n, n - whole)
+        negative = n < 0
+        bits = jnp.where(negative, n + whole / 2, n)
         e = jnp.floor(bits / place)
         m = bits - e * place
         y = jnp.where(e == 0, m * 2.0**-149, (m + place) * 2.0 ** (e - 150))
