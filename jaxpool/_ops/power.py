@@ -310,7 +310,7 @@ def _generalized_mean(
 
 def _power_mean(
     size: jax.Array,
-    order: jax.Array,
+    order: Any,
     geometry: Geometry,
     where: jax.Array | None,
     normalize: bool = True,

@@ -100,7 +100,7 @@ def quantize(
         # By default ranges are those of the first batch, moved a little by the others:
         # what lies outside would be clipped.
         calibration = calibrator.Calibrator(
-            bytes(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update
+            model, num_threads=1, qsv_update_func=qsv_utils.min_max_update
         )
         data = [{f"input_{i}": x for i, x in enumerate(b)} for b in batches]
         calibration.calibrate({signature: data}, manager)
