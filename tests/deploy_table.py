@@ -54,7 +54,7 @@ def cells(case, targets=TARGETS):
             TARGETS,
             (
                 _stablehlo,
-                to_onnx,
+                _onnx,
                 to_litert,
                 lambda fn, x, out: to_litert(
                     fn,
@@ -96,6 +96,15 @@ def _stablehlo(fn, x, out):
     return f"one batch size{also}"
 
 
+def _onnx(fn, x, out):
+    try:
+        return to_onnx(fn, x, out=out)
+    except DeployError as error:
+        if "dynamic_batch=False" not in str(error):
+            raise
+    return to_onnx(fn, x, out=out, dynamic_batch=False)
+
+
 def _words(case, nodes):
     floats = sorted(n.split()[0] for n in nodes if n.endswith(" in float32"))
     known = POOLS | (REDUCTIONS if case.op.kind == "global" else set())
@@ -116,7 +125,7 @@ def _why(error):
             what = "indices or integers change" if exact else "differs by more than 0.1"
             return f"8 bits are too few ({what})"
         return "differs from JAX"
-    error = error.partition(": ")[2] or error
+    error = (error.partition(": ")[2] or error).partition("Node number")[0]
     return " ".join(error.split()).rstrip(".").replace("|", "\\|")[:160]
 
 
