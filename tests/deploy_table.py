@@ -115,7 +115,7 @@ def _why(error):
             what = "indices or integers change" if exact else "differs by more than 0.1"
             return f"8 bits are too few ({what})"
         return "differs from JAX"
-    error = error.partition(": ")[2] or error
+    error = (error.partition(": ")[2] or error).partition("Node number")[0]
     return " ".join(error.split()).rstrip(".").replace("|", "\\|")[:160]
 
 
