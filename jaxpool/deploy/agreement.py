@@ -32,8 +32,8 @@ class Artefact:
     error: float
 
 
-def need(target: str, module: str) -> ModuleType:
-    """Imports a module of the extra `jaxpool[target]`.
+def need(extra: str, module: str, caller: str = "") -> ModuleType:
+    """Imports a module of an extra of jaxpool's, for the writer of its name.
 
     Raises:
       ModuleNotFoundError: if its package is not installed; says what to install.
@@ -41,8 +41,9 @@ def need(target: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        how = f"pip install 'jaxpool[{target}]'"
-        problem = f"`to_{target}` needs the package {error.name}: {how}"
+        how = f"pip install 'jaxpool[{extra}]'"
+        caller = caller or f"to_{extra}"
+        problem = f"`{caller}` needs the package {error.name}: {how}"
         raise ModuleNotFoundError(problem, name=error.name) from None
 
 

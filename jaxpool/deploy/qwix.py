@@ -54,7 +54,7 @@ def register(provider: Provider) -> Provider:
       >>> rules = [qwix.QuantizationRule(weight_qtype="int8", act_qtype="int8")]
       >>> provider = register(qwix.OdmlQatProvider(rules))
     """
-    qwix = need("qwix", "qwix")
+    qwix = need("qwix", "qwix", "register")
     if not isinstance(provider, qwix.OdmlQatProvider):
         rule = "must be a qwix.OdmlQatProvider; other providers leave pools alone"
         raise fail("register", "provider", rule, provider, TypeError)
