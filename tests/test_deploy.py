@@ -537,7 +537,7 @@ def test_command_refuses(arguments, message, folder, capsys):
 
 # The table
 
-FEW = ("max_pool", "avg_pool", "roi_pool")
+FEW = ("max_pool", "avg_pool")
 
 
 def test_table_has_no_empty_cell():

@@ -17,6 +17,8 @@ from flax import linen as nn
 
 import jaxpool
 import jaxpool.compat
+import jaxpool.deploy.onnx
+import jaxpool.deploy.qwix
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -28,8 +30,8 @@ LENIENT = ("jaxpool.compare", "jaxpool.bench", "jaxpool.compat")
 
 
 def public_modules():
-    """The modules that users import: those of the package and of `compat`."""
-    yield jaxpool
+    """The modules that users import: those of the package and of `compat`, and two."""
+    yield from (jaxpool, jaxpool.deploy.onnx, jaxpool.deploy.qwix)
     for package in (jaxpool, jaxpool.compat):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not found.name.rpartition(".")[2].startswith("_"):
@@ -56,6 +58,8 @@ def is_given(found):
 
 
 DOCSTRINGS = dict(documented())
+# What compiles or exports by itself, and cannot be traced.
+COMMANDS = ("jaxpool.compare.", "jaxpool.deploy.")
 # What is printed by an example that shows shapes alone.
 SHAPES = re.compile(r"[\[(][\d, ()\[\]]+\n")
 

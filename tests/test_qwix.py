@@ -115,9 +115,9 @@ def in_nnx(pools):
 @pytest.mark.parametrize(
     ("step", "pools"),
     [
-        (in_linen, "functions"),
+        pytest.param(in_linen, "functions", marks=pytest.mark.full),
         (in_linen, "linen"),
-        (in_nnx, "functions"),
+        pytest.param(in_nnx, "functions", marks=pytest.mark.full),
         (in_nnx, "nnx"),
     ],
 )

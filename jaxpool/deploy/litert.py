@@ -82,6 +82,7 @@ def to_litert(
 
     Example:
       >>> import tempfile, jax, jaxpool
+      >>> from jaxpool.deploy import to_litert
       >>> pool = lambda x: jaxpool.max_pool(x, (2, 2), (2, 2))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     made = to_litert(pool, jax.numpy.ones((1, 4, 4, 3)), out=f"{folder}/f")

@@ -108,6 +108,7 @@ def to_onnx(
       >>> import tempfile
       >>> import jax.numpy as jnp
       >>> import jaxpool
+      >>> from jaxpool.deploy import to_onnx
       >>> pool = lambda image: jaxpool.max_pool(image, (2, 2), (2, 2))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     to_onnx(pool, jnp.ones((1, 8, 8, 3)), out=f"{folder}/pool.onnx").nodes
@@ -143,6 +144,7 @@ def onnx_model(
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxpool
+      >>> from jaxpool.deploy.onnx import onnx_model
       >>> model = onnx_model(jaxpool.global_avg_pool, jnp.ones((1, 8, 8, 3)))
       >>> model.graph.input[0].name
       'x'
@@ -203,7 +205,16 @@ def onnx_model(
 
 
 def node_kinds(model: Any) -> dict[str, int]:
-    """How often a model holds each kind of node, most frequent first."""
+    """How often a model holds each kind of node, most frequent first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxpool
+      >>> from jaxpool.deploy.onnx import node_kinds, onnx_model
+      >>> pool = lambda image: jaxpool.avg_pool(image, (2, 2), (2, 2))
+      >>> node_kinds(onnx_model(pool, jnp.ones((1, 8, 8, 3))))
+      {'Transpose': 2, 'AveragePool': 1}
+    """
 
     def kinds(graph):
         for node in graph.node:
@@ -218,6 +229,7 @@ def pool_nodes(nodes: dict[str, int]) -> list[str]:
     """The kinds of pools among a model's nodes; without any, it is composed of others.
 
     Example:
+      >>> from jaxpool.deploy.onnx import pool_nodes
       >>> pool_nodes({"Transpose": 2, "MaxPool": 1})
       ['MaxPool']
     """

@@ -50,7 +50,8 @@ def register(provider: Provider) -> Provider:
       ModuleNotFoundError: if qwix is not installed.
 
     Example:
-      >>> import jaxpool, qwix
+      >>> import qwix
+      >>> from jaxpool.deploy.qwix import register
       >>> rules = [qwix.QuantizationRule(weight_qtype="int8", act_qtype="int8")]
       >>> provider = register(qwix.OdmlQatProvider(rules))
     """

@@ -66,6 +66,7 @@ def to_stablehlo(
 
     Example:
       >>> import tempfile, jax, jaxpool
+      >>> from jaxpool.deploy import to_stablehlo
       >>> pool = lambda x: jaxpool.max_pool(x, (2, 2), (2, 2))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     made = to_stablehlo(pool, jax.numpy.ones((1, 4, 4, 3)), out=f"{folder}/f")

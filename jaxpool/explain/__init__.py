@@ -69,6 +69,7 @@ def explain(
 
     Example:
       >>> import jaxpool
+      >>> from jaxpool.explain import explain
       >>> def model(x):
       ...     x = jaxpool.max_pool(x, (3, 3), strides=(2, 2), padding=1)
       ...     return jaxpool.global_avg_pool(x)
@@ -109,6 +110,7 @@ def explain_chain(input_shape: Sequence[int], layers: Sequence[str]) -> Explanat
         that breaks the grammar.
 
     Example:
+      >>> from jaxpool.explain import explain_chain
       >>> print(explain_chain((224, 224, 3), ["conv:7/2:SAME", "max:3/2", "avg:2"]))
          layer          window    output     field  jump  start  lost  padded
       ───────────────────────────────────────────────────────────────────────

@@ -145,6 +145,7 @@ def memory(
 
     Example:
       >>> import jaxpool
+      >>> from jaxpool.explain import memory
       >>> def model(x):
       ...     return jaxpool.max_pool(x, (2, 2), strides=(2, 2))
       >>> needs = memory(model, (1, 32, 32, 8), batch=4, swap={"max": "avg"})

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import typical
-from test_contract import F32, agree, representatives
+from test_contract import representatives
 from test_keys import sampled
+
+from jaxpool.testing.questions import F32, agree
 
 MODES = {
     "debug_nans": lambda: jax.debug_nans(True),
