@@ -71,7 +71,8 @@ def to_stablehlo(
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     made = to_stablehlo(pool, jax.numpy.ones((1, 4, 4, 3)), out=f"{folder}/f")
       ...     read = jax.export.deserialize(bytearray(made.path.read_bytes()))
-      >>> read.call(jax.numpy.ones((5, 4, 4, 3))).shape
+      >>> (y,) = read.call(jax.numpy.ones((5, 4, 4, 3)))  # a list of all outputs
+      >>> y.shape
       (5, 2, 2, 3)
     """
     caller = "to_stablehlo"
