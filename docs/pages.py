@@ -96,7 +96,9 @@ def public_modules() -> dict[str, ModuleType]:
             if not child.name.startswith("_"):
                 name = f"{info.name}.{child.name}"
                 found[name] = importlib.import_module(f"jaxpool.{name}")
-    return found
+    for name in ("deploy.onnx", "deploy.qwix"):  # of which users call functions too
+        found[name] = importlib.import_module(f"jaxpool.{name}")
+    return dict(sorted(found.items()))
 
 
 def _update(path: Path, text: str | None) -> None:

@@ -46,7 +46,7 @@ from jaxpool.deploy.onnx_program import write  # noqa: E402
 __all__ = ["OPSET", "node_kinds", "onnx_model", "pool_nodes", "to_onnx"]
 
 OPSET = 21
-"""The opset that is written by default: onnxruntime knows it since 1.20."""
+"""The opset that is written by default; onnxruntime knows it since 1.20."""
 _LEAST_OPSET = 20
 _MOST_BYTES = 2**31 - 1
 RULES = {

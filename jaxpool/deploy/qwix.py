@@ -14,7 +14,7 @@ from jaxpool.deploy.agreement import need
 
 __all__ = ["register"]
 
-Provider = TypeVar("Provider")
+_Provider = TypeVar("_Provider")
 
 # What LiteRT computes with one scale for input and output, as Flax's pools in qwix.
 _ONE_SCALE = (
@@ -29,7 +29,7 @@ _ONE_SCALE = (
 )
 
 
-def register(provider: Provider) -> Provider:
+def register(provider: _Provider) -> _Provider:
     """Makes a provider for LiteRT treat jaxpool's pools as it treats Flax's.
 
     Pools by windows, of the whole extent and adaptive ones, as functions and as modules
