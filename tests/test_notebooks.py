@@ -12,9 +12,6 @@ sys.path.insert(0, str(FOLDER))
 import sync  # noqa: E402
 
 STEMS = [script.stem for script in sync.SCRIPTS]
-QUICK = ("01_quickstart", "02_pooling_visualised", "03_stochastic_pooling")
-"""Those that run each time: the widest for what they take."""
-
 PICTURE, PICTURES = 150_000, 1_500_000  # bytes: of one, and of all together
 
 
@@ -80,10 +77,7 @@ def test_badges_lead_to_the_repository_once_it_has_an_address(tmp_path, monkeypa
     assert sync.badge(Path("01_quickstart.py")).endswith(link)
 
 
-@pytest.mark.parametrize(
-    "stem",
-    [s if s in QUICK else pytest.param(s, marks=pytest.mark.full) for s in STEMS],
-)
+@pytest.mark.parametrize("stem", STEMS)
 def test_it_runs_from_top_to_bottom(stem, monkeypatch):
     """In a process of its own: the kernel's libraries warn."""
     if stem == "06_from_pytorch":
