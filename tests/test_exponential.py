@@ -198,7 +198,14 @@ def test_learned_sharpness_may_go_anywhere_and_come_back(op, name, start):
 
 
 @pytest.mark.parametrize(
-    "name", ["soft", "weighted", "norm", "asymmetric", "importance"]
+    "name",
+    [
+        "soft",
+        "weighted",
+        "norm",
+        pytest.param("asymmetric", marks=pytest.mark.full),
+        "importance",
+    ],
 )
 def test_second_derivatives_without_ties(name, x64):
     x = np.random.default_rng(0).permutation(np.arange(60.0)) / 10 - 2.97
