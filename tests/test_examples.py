@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 # What examples may be about, and do without where it is not installed.
-OTHERS = ("keras", "torch")
+OTHERS = ("keras", "qwix", "torch")
 # What mixes dtypes or ranks, which is not ours to forbid: Flax's layers, Optax, Keras.
 LENIENT = ("jaxpool.compare", "jaxpool.bench", "jaxpool.compat")
 
