@@ -5,7 +5,6 @@ import sys
 import types
 from pathlib import Path
 
-import deploy_table
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,11 @@ from jaxpool.__main__ import main
 from jaxpool.compare.data import load
 from jaxpool.deploy import DeployError, litert_model, to_litert, to_stablehlo
 from jaxpool.deploy.agreement import check_agreement
+
+for module in ("litert_converter", "onnx", "onnxruntime"):
+    pytest.importorskip(module)
+
+import deploy_table  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(2, 8, 10, 3)).astype(np.float32)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import doctest
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -17,13 +17,13 @@ from flax import linen as nn
 
 import jaxpool
 import jaxpool.compat
-import jaxpool.deploy.onnx
 import jaxpool.deploy.qwix
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 # What examples may be about, and do without where it is not installed.
+RUNTIMES = all(map(importlib.util.find_spec, ("onnx", "litert_converter")))
 OTHERS = ("keras", "qwix", "torch")
 # What mixes dtypes or ranks, which is not ours to forbid: Flax's layers, Optax, Keras.
 LENIENT = ("jaxpool.compare", "jaxpool.bench", "jaxpool.compat")
@@ -31,7 +31,9 @@ LENIENT = ("jaxpool.compare", "jaxpool.bench", "jaxpool.compat")
 
 def public_modules():
     """The modules that users import: those of the package and of `compat`, and two."""
-    yield from (jaxpool, jaxpool.deploy.onnx, jaxpool.deploy.qwix)
+    yield from (jaxpool, jaxpool.deploy.qwix)
+    if RUNTIMES:
+        yield importlib.import_module("jaxpool.deploy.onnx")
     for package in (jaxpool, jaxpool.compat):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not found.name.rpartition(".")[2].startswith("_"):
@@ -93,6 +95,8 @@ def trace(request):
 @pytest.mark.parametrize("name", DOCSTRINGS)
 def test_example(name, tmp_path, trace):
     text = DOCSTRINGS[name]
+    if name.startswith("jaxpool.deploy.to_") and not RUNTIMES:
+        pytest.skip("needs the extra deploy")
     assert ">>>" in text, f"the docstring of {name} has no example"
     # No names are given: it has to import what it uses.
     example = doctest.DocTestParser().get_doctest(f"{text}\n", {}, name, None, 0)
