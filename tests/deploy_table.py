@@ -17,22 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import contract
 
 from jaxpool.deploy import DeployError, to_litert, to_onnx, to_stablehlo
+from jaxpool.deploy.onnx_pools import NODES
 
 TABLE = Path(__file__).parent.parent / "docs" / "deploy_table.md"
 CASES = {case.op.name: case for case in contract.typical()}
 # Nodes that are pools, and for pools of the whole extent reductions.
-POOLS = {
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "LpPool",
-    "MaxPool",
-    "MaxUnpool",
-    "RoiAlign",
-    "AVERAGE_POOL_2D",
-    "MAX_POOL_2D",
-}
+POOLS = {*NODES, "AVERAGE_POOL_2D", "MAX_POOL_2D"}
 REDUCTIONS = {
     *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
     *("MEAN", "REDUCE_MAX", "REDUCE_MIN", "SUM"),

@@ -54,7 +54,8 @@ def to_litert(
 
     Shapes are those of the examples, the batch's too: export each size that you want.
     The interpreter resizes any model that it is asked to, and some then silently
-    compute the first batch alone.
+    compute the first batch alone. All that JAX has compiled is compiled again when it
+    is next called.
 
     Args:
       fn: any function of arrays that `jax.jit` takes, such as an NNX model after its

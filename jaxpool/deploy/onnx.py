@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 import jaxpool
@@ -39,7 +38,12 @@ from jaxpool.deploy import (  # noqa: E402
     onnx_shapes,
     onnx_sums,
 )
-from jaxpool.deploy.functions import as_tolerance, evaluation, results  # noqa: E402
+from jaxpool.deploy.functions import (  # noqa: E402
+    as_arrays,
+    as_tolerance,
+    evaluation,
+    results,
+)
 from jaxpool.deploy.onnx_graph import Graph, element_type, reads, renamed  # noqa: E402
 from jaxpool.deploy.onnx_program import write  # noqa: E402
 
@@ -79,7 +83,9 @@ def to_onnx(
 
     Values that are not finite are compared where the examples hold them. Mind that
     onnxruntime's `MaxPool` passes over NaN, all or some, which JAX propagates, and may
-    give the lowest finite number for a window of nothing but -inf.
+    give the lowest finite number for a window of nothing but -inf. Powers in Lp and GeM
+    pools overflow where JAX's do not. All that JAX has compiled is compiled again when
+    it is next called.
 
     Args:
       fn: any function of arrays whose results are arrays or a tree of these: a Flax NNX
@@ -240,9 +246,7 @@ def _arguments(
     inputs: Sequence[Any], dynamic_batch: bool | Sequence[bool]
 ) -> tuple[list[np.ndarray], list[bool]]:
     """The examples, and whether axis 0 of each is of any size."""
-    if not inputs:
-        raise fail("to_onnx", "inputs", "must be at least one example array", inputs)
-    arrays = [np.asarray(jnp.asarray(x)) for x in inputs]
+    arrays = [np.asarray(x) for x in as_arrays("to_onnx", inputs)]
     if isinstance(dynamic_batch, bool):
         dynamic = [dynamic_batch and x.ndim > 0 for x in arrays]
     else:

@@ -8,8 +8,9 @@ is a mean times the number of elements: divided by what makes it a mean again, i
 
 Slices are folded instead for windows that may hold nothing but padding, of which
 onnxruntime makes the lowest finite number; for dtypes that its pools do not take, and
-that no dtype that they take can hold; and for folds with any other function. `LpPool`
-is not used: its powers overflow where jaxpool's do not.
+that no dtype that they take can hold; and for folds with any other function. Powers are
+sums of powers, so `AveragePool` and arithmetic: `LpPool` is not used. As there, and not
+as in JAX, they overflow: what would scale them is left out (see `plainly`).
 """
 
 import functools
