@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
 from jaxpool._core.geometry import Geometry, adaptive_axis, static_size
-from jaxpool._core.numerics import accumulation_dtype, split_alike
+from jaxpool._core.numerics import accumulation_dtype
+from jaxpool._core.sharding import split_alike, vary_as_tangent
 from jaxpool._core.window import (
     Ints,
     Padding,
@@ -33,6 +35,7 @@ __all__ = [
     "as_modes",
     "as_parameter",
     "channel_axis",
+    "check_padding",
     "check_whole",
     "countable",
     "kernel_shape",
@@ -55,12 +58,60 @@ def laid(
     spec: Spec,
     *,
     ordered: bool = False,
+    reduction: bool = False,
 ) -> tuple[jax.Array, Geometry, jax.Array | None]:
-    """Returns the array, the window laid over it, and the mask, of a windowed op."""
+    """Returns the array, the window laid over it, and the mask, of a windowed op.
+
+    A plain `reduction` takes the windows of `lax.reduce_window`: they may be symbolic,
+    and hold nothing but padding.
+    """
     x = as_array(caller, x, ordered=ordered)
     geometry = Geometry.of(Window.of(caller, *spec), x.shape)
+    if not reduction:
+        _check_known(caller, geometry, spec[2])
+        check_padding(caller, geometry, spec[2])
     check_whole(caller, x, geometry.pooled)
     return x, geometry, _as_mask(caller, where, x, geometry.pooled)
+
+
+def _check_known(caller: str, geometry: Geometry, padding: Padding) -> None:
+    """Raises where a window is symbolic, unless it is the whole extent."""
+    axes = geometry.axes
+    given = {
+        "window_shape": [a.window for a in axes if a.window != a.size],
+        "strides": [a.stride for a in axes],
+        "window_dilation": [a.dilation for a in axes],
+        "padding": padding,
+    }
+    for name, sizes in given.items():
+        for size in filter(is_symbolic_dim, jax.tree.leaves(sizes)):
+            rule = "must be made of ints (a symbolic window is the whole extent alone)"
+            raise fail(caller, name, rule, size)
+
+
+def check_padding(caller: str, geometry: Geometry, padding: Padding) -> None:
+    """Raises where a window holds nothing but padding, or may for some symbols."""
+    for a in geometry.axes if not isinstance(padding, str) else ():
+        extent = (a.window - 1) * a.dilation + 1
+        if a.symbolic:
+            fits = _less(a.low, extent) and _less(a.counted_high, extent)
+        else:
+            begin = (a.out - 1) * a.stride - a.low  # of the last window
+            fits = a.low < extent and begin < a.size
+        if not fits:
+            rule = (
+                f"must be less than the window's extent, here {extent}, or a window "
+                "holds nothing else"
+            )
+            raise fail(caller, "padding", rule, padding)
+
+
+def _less(a: Any, b: Any) -> bool:
+    """Whether a < b, whatever their symbols stand for."""
+    try:
+        return bool(a < b)
+    except Exception:  # an error of JAX's own where they leave it open
+        return False
 
 
 def whole(
@@ -179,7 +230,7 @@ def as_array(
         raise fail(
             caller, name, "must be real, to have an order", array.dtype, TypeError
         )
-    return array
+    return vary_as_tangent(array)
 
 
 def _check_fits(

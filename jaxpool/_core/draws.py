@@ -37,9 +37,9 @@ from jaxpool._core.numerics import (
     accumulation_dtype,
     finite_or_zero,
     power_of_two_scale,
-    split_alike,
 )
 from jaxpool._core.order import MOST_MATCHED
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.stages import MOST_TAPS, large_and_whole, regions, sum_stages
 
 __all__ = ["uniform", "window_expectation", "window_sample"]

@@ -32,7 +32,8 @@ from jaxpool._core import linear, planes, taps
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
 from jaxpool._core.lowering import chosen_form
-from jaxpool._core.numerics import accumulation_dtype, hide, split_alike
+from jaxpool._core.numerics import accumulation_dtype, hide
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.stages import (
     MOST_TAPS,
     holds_nothing,
@@ -198,8 +199,9 @@ def _native_extremum(x, geometry, largest):
         op = lax.max if largest else lax.min
         return _reduce_window(x, identity(x.dtype, largest), op, geometry)
 
-    if any(a.stride < a.window for a in geometry.axes):
-        return reduce(x)
+    sizes = [(a.stride, a.window) for a in geometry.axes]
+    if any(s < k for s, k in sizes if isinstance(s, int) and isinstance(k, int)):
+        return reduce(x)  # windows overlap
     return taps.keeping_nan(x, reduce, functools.partial(reduce, largest=True))
 
 
@@ -339,11 +341,15 @@ def window_fold(
     `x` is an array, or several of one shape that `op` takes and returns together; then
     `init` is as many scalars. As in `lax.reduce_window`, `init` enters each window once
     and each element of padding again, so anything but an identity of `op` changes the
-    result. Half precision folds in float32.
+    result. Half precision folds in float32. Windows of symbolic size are those of
+    `lax.reduce_window`, which knows no derivative of most functions.
     """
     each, given = jax.tree.map, x
     x = each(lambda x: x.astype(accumulation_dtype(x.dtype)), x)
     init = each(lambda x, init: jnp.asarray(init).astype(x.dtype), x, init)
+    if not isinstance(geometry.taps, int):
+        x = _reduce_window(x, init, op, geometry)
+        return each(lambda x, given: x.astype(given.dtype), x, given)
     inner, outside = geometry.clipped, init
     x = each(lambda x, init: _pad(x, inner, init), x, init)
     pairs = zip(geometry.axes, inner.axes, strict=True)

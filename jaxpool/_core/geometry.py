@@ -47,9 +47,16 @@ class Axis:
     out: int
 
     @property
+    def symbolic(self) -> bool:
+        """Whether one of its numbers is not known yet."""
+        window = (self.window, self.stride, self.dilation)
+        numbers = (self.size, *window, self.low, self.high, self.out)
+        return not all(isinstance(n, int) for n in numbers)
+
+    @property
     def clipped(self) -> "Axis":
         """The same without places that lie in padding for every window."""
-        if not isinstance(self.size, int):
+        if self.symbolic:
             return self
         reach = (self.out - 1) * self.stride  # from the first window to the last
         first = max((self.low - reach) // self.dilation, 0)
@@ -83,6 +90,7 @@ class Bins:
     size: int
     start: tuple[int, ...]
     end: tuple[int, ...]
+    symbolic = False
 
     @property
     def out(self) -> int:
@@ -134,8 +142,8 @@ class Geometry:
 
     @property
     def symbolic(self) -> bool:
-        """Whether a pooled axis has a size that is not known yet."""
-        return not all(isinstance(a.size, int) for a in self.axes)
+        """Whether a number of a pooled axis, mostly its size, is not known yet."""
+        return any(a.symbolic for a in self.axes)
 
     @property
     def pooled(self) -> tuple[int, ...]:
@@ -215,9 +223,9 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             low, high = (0, 0) if isinstance(padding, str) else padding[i]
             room = size + low + high - span
             out = (room + (s - 1 if window.ceil_mode else 0)) // s + 1
-            # The last window must start inside the input or its padding in front.
-            if window.ceil_mode and (out - 1) * s >= static_size(caller, size) + low:
-                out -= 1
+            # A window must start inside the input or its padding in front.
+            if window.ceil_mode:
+                out = min(out, (static_size(caller, size) + low - 1) // s + 1)
         if isinstance(size, int) and size < 1:
             rule = "must have elements along the pooled axes"
             raise fail(caller, "x", rule, f"size {size} on axis {axis}")
@@ -229,7 +237,7 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             shape = window.shape
             raise fail(caller, "window_shape", rule, shape)
         if isinstance(out, int) and out == 1:  # nothing is a stride away
-            s = min(s, size + low + high)
+            s = min(s, size + low + high) if isinstance(size, int) else 1
         counted = high
         if window.ceil_mode:
             high = max(high, (out - 1) * s + span - size - low)

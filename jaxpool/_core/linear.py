@@ -22,32 +22,37 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxpool._core import places, taps
 from jaxpool._core.geometry import Geometry
+from jaxpool._core.sharding import vary_alike
 
 __all__ = ["place", "place_weighted", "read", "read_weighted"]
 
 
 def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
     """`taps.read`, linear in `x` with the transpose `place`."""
-    return _read_p.bind(x, *_given(code), stage=stage)
+    return _bind(_read_p, stage, x, *_given(code))
 
 
 def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
     """`places.place`, linear in `y` with the transpose `read`."""
-    return _place_p.bind(y, *_given(code), stage=stage)
+    return _bind(_place_p, stage, y, *_given(code))
 
 
 def read_weighted(x: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
     """`taps.read_weighted`, linear in `x` with the transpose `place_weighted`."""
-    return _read_weighted_p.bind(x, *weights, stage=stage)
+    return _bind(_read_weighted_p, stage, x, *weights)
 
 
 def place_weighted(y: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
     """`places.place_weighted`, linear in `y` with the transpose `read_weighted`."""
-    return _place_weighted_p.bind(y, *weights, stage=stage)
+    return _bind(_place_weighted_p, stage, y, *weights)
 
 
 def _given(code):
     return () if code is None else (code,)
+
+
+def _bind(primitive, stage, *operands):
+    return primitive.bind(*vary_alike(*operands), stage=stage)
 
 
 def _primitive(name, compute, shape_of, derivative=None):
@@ -65,7 +70,7 @@ def _primitive(name, compute, shape_of, derivative=None):
         return x.update(shape=shape_of(x.shape, stage), weak_type=False)
 
     def jvp(primals, tangents, *, stage):
-        bind = functools.partial(primitive.bind, stage=stage)
+        bind = functools.partial(_bind, primitive, stage)
         if derivative is not None:
             return derivative(primals, tangents, bind)
         (x, *others), tangent = primals, tangents[0]
@@ -83,7 +88,7 @@ def _primitive(name, compute, shape_of, derivative=None):
             else jnp.moveaxis(operand, axis, 0)
             for operand, axis in zip(operands, axes, strict=True)
         ]
-        return primitive.bind(*front, stage=stage), 0
+        return _bind(primitive, stage, *front), 0
 
     jitted = jax.jit(implementation, static_argnames="stage")
     primitive.def_impl(jitted)
@@ -101,7 +106,7 @@ def _transpose_with(other):
         if type(cotangent) is ad.Zero:
             result = ad.Zero(x.aval)
         else:
-            result = other.bind(cotangent, *others, stage=stage)
+            result = _bind(other, stage, cotangent, *others)
         return [result, *[None] * len(others)]
 
     return transpose

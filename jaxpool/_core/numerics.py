@@ -21,7 +21,6 @@ __all__ = [
     "power_of_two_near",
     "power_of_two_scale",
     "safe_power",
-    "split_alike",
     "sum_dtype",
 ]
 
@@ -142,14 +141,3 @@ def safe_power(x: jax.Array, p: ArrayLike) -> jax.Array:
     power = jnp.where(positive, x, 1) ** jnp.asarray(p).astype(x.dtype)
     # `x * 0` rather than 0: NaN stays NaN.
     return jnp.where(positive, power, lax.stop_gradient(x * 0))
-
-
-def split_alike(values: jax.Array, shape: Sequence[Any], x: jax.Array) -> jax.Array:
-    """Returns `values`; of this shape and sharded as `x`, where that is explicit.
-
-    JAX wants arrays that meet to be sharded alike there, and broadcasts none to that.
-    """
-    spec = jax.typeof(x).sharding.spec
-    if all(part is None for part in spec):
-        return values
-    return jax.sharding.reshard(jnp.broadcast_to(values, shape), spec)

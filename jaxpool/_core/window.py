@@ -1,7 +1,8 @@
 """What the user asked for: a window, checked once and written down in plain ints.
 
 Every argument error of the library is raised here, in one grammar: the function,
-the argument, the rule, the value. Nothing in this file knows about JAX.
+the argument, the rule, the value. All that this file knows of JAX is what a symbolic
+size is.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, cast
 
 import numpy as np
+from jax.export import is_symbolic_dim
 
 __all__ = [
     "Ints",
@@ -23,6 +25,7 @@ __all__ = [
     "as_number",
     "as_positive",
     "as_shape",
+    "as_size",
     "fail",
     "is_name",
     "is_sequence",
@@ -67,6 +70,20 @@ def as_int(
     if number > maximum:
         raise fail(caller, argument, f"must be at most {maximum}", value)
     return number
+
+
+def as_size(caller: str, argument: str, value: Any, minimum: int) -> Any:
+    """As `as_int`; a size of a symbolic shape (`jax.export`) is returned as it is."""
+    if not is_symbolic_dim(value):
+        return as_int(caller, argument, value, minimum)
+    try:
+        known = bool(value >= minimum)
+    except Exception:  # an error of JAX's own where the symbols leave it open
+        known = False
+    if not known:
+        rule = f"must be at least {minimum}, whatever its symbols stand for"
+        raise fail(caller, argument, rule, value)
+    return value
 
 
 def as_flag(caller: str, argument: str, value: object) -> bool:
@@ -115,15 +132,20 @@ def as_entries(caller: str, argument: str, value: Any) -> tuple[Any, ...]:
 
 
 def as_ints(
-    caller: str, argument: str, value: object, length: int, minimum: int
+    caller: str,
+    argument: str,
+    value: object,
+    length: int,
+    minimum: int,
+    one: Callable[..., int] = as_int,
 ) -> tuple[int, ...]:
-    """Returns `value` as `length` ints; a single int is repeated."""
+    """Returns `value` as `length` ints, each checked by `one`; an int is repeated."""
     if not is_sequence(value):
-        return (as_int(caller, argument, value, minimum),) * length
+        return (one(caller, argument, value, minimum),) * length
     if len(cast(Sequence, value)) != length:
         rule = f"must have {length} entries, one for each pooled axis"
         raise fail(caller, argument, rule, value)
-    return tuple(as_int(caller, argument, v, minimum) for v in cast(Sequence, value))
+    return tuple(one(caller, argument, v, minimum) for v in cast(Sequence, value))
 
 
 def as_shape(caller: str, argument: str, value: object) -> tuple[int, ...]:
@@ -157,6 +179,8 @@ def _axis_entries(caller: str, axis: object) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Window:
     """A pooling window, independent of any input: hashable, made of plain ints.
+
+    Or of sizes of a symbolic shape, where those are what the user gave.
 
     Attributes:
       shape: window size for each pooled axis, or None for the whole extent.
@@ -195,7 +219,9 @@ class Window:
         if axes is not None and len(axes) != length:
             rule = f"must have {length} entries to match `window_shape` {shape}"
             raise fail(caller, "axis", rule, axis)
-        dilation = as_ints(caller, "window_dilation", window_dilation, length, 1)
+        dilation = as_ints(
+            caller, "window_dilation", window_dilation, length, 1, as_size
+        )
         if shape is None and set(dilation) != {1}:
             rule = "must be 1 where the window is the whole extent"
             raise fail(caller, "window_dilation", rule, window_dilation)
@@ -203,8 +229,8 @@ class Window:
             shape=shape,
             strides=(1,) * length
             if strides is None
-            else as_ints(caller, "strides", strides, length, 1),
-            padding=_padding(caller, padding, shape, dilation, length),
+            else as_ints(caller, "strides", strides, length, 1, as_size),
+            padding=_padding(caller, padding, shape, length),
             dilation=dilation,
             ceil_mode=as_flag(caller, "ceil_mode", ceil_mode),
             axes=axes,
@@ -256,9 +282,9 @@ def _window_shape(
             raise fail(caller, "window_shape", rule, value)
         if value is None:
             return None
-        return as_ints(caller, "window_shape", value, len(axes), 1)
+        return as_ints(caller, "window_shape", value, len(axes), 1, as_size)
     given = as_entries(caller, "window_shape", value)
-    shape = tuple(as_int(caller, "window_shape", k, 1) for k in given)
+    shape = tuple(as_size(caller, "window_shape", k, 1) for k in given)
     if not shape:
         raise fail(caller, "window_shape", "must not be empty", value)
     return shape
@@ -268,7 +294,6 @@ def _padding(
     caller: str,
     value: Any,
     shape: tuple[int, ...] | None,
-    dilation: tuple[int, ...],
     length: int,
 ) -> Literal["VALID", "SAME", "SAME_LOWER"] | tuple[tuple[int, int], ...]:
     rule = (
@@ -291,18 +316,11 @@ def _padding(
         if is_sequence(entry):
             if len(entry) != 2:
                 raise fail(caller, "padding", rule, value)
-            pair = tuple(as_int(caller, "padding", p, 0) for p in entry)
+            pair = tuple(as_size(caller, "padding", p, 0) for p in entry)
         else:
-            pair = (as_int(caller, "padding", entry, 0),) * 2
+            pair = (as_size(caller, "padding", entry, 0),) * 2
         pairs.append(pair)
-    if shape is None:
-        if any(map(any, pairs)):
-            rule = "must be 0 where the window is the whole extent"
-            raise fail(caller, "padding", rule, value)
-        return tuple(cast(Any, pairs))
-    # A window that fits into the padding would pool nothing at all.
-    for pair, k, d in zip(pairs, shape, dilation, strict=True):
-        if max(pair) >= (span := (k - 1) * d + 1):
-            rule = f"must be less than the window's extent, here {span}"
-            raise fail(caller, "padding", rule, value)
+    if shape is None and any(map(any, pairs)):
+        rule = "must be 0 where the window is the whole extent"
+        raise fail(caller, "padding", rule, value)
     return tuple(cast(Any, pairs))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import laid, reduced, whole
+from jaxpool._core.arguments import check_padding, laid, reduced, whole
 from jaxpool._core.engine import window_extremum, window_mean, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.numerics import (
@@ -61,7 +61,7 @@ def sum_pool(
       Array([127, 121], dtype=int32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("sum_pool", x, where, spec)
+    x, geometry, where = laid("sum_pool", x, where, spec, reduction=True)
     return masked_sum(x, geometry, where).astype(sum_dtype(x.dtype))
 
 
@@ -98,7 +98,8 @@ def avg_pool(
       float32), integers as floats, like `jnp.mean`. A window without elements gives 0.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and for a divisor of 0.
+      ValueError, TypeError: as in :func:`max_pool`, for a divisor of 0, and for windows
+        of nothing but padding where padding does not count.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,9 +109,11 @@ def avg_pool(
       Array([1.5, 2. , 3. , 3.5], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("avg_pool", x, where, spec)
-    dtype = mean_dtype(x.dtype)
     include_pad = as_flag("avg_pool", "count_include_pad", count_include_pad)
+    x, geometry, where = laid("avg_pool", x, where, spec, reduction=True)
+    if not include_pad and divisor_override is None:
+        check_padding("avg_pool", geometry, padding)
+    dtype = mean_dtype(x.dtype)
     if divisor_override is None:
         y = masked_mean(x, geometry, where, include_pad)
     else:

@@ -26,8 +26,8 @@ from jaxpool._core.arguments import (
 )
 from jaxpool._core.engine import window_choice, window_extremum
 from jaxpool._core.indices import last_claims, put
-from jaxpool._core.numerics import split_alike
 from jaxpool._core.op import Example, pool_op
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.window import Ints, Padding, fail
 
 __all__ = [
@@ -65,11 +65,13 @@ def max_pool(
       x: `[B..., S..., C]` with any leading axes `B...`, spatial axes `S...` and
         channels `C`; real, of any dtype.
       window_shape: window size for each spatial axis; an int together with `axis=`
-        stands for all of them, and None with `axis=` for the whole extent.
+        stands for all of them, and None with `axis=` for the whole extent. It may be
+        the symbolic size of an axis (`jax.export`).
       strides: step between windows: an int, or one for each pooled axis. None is 1.
       padding: `"VALID"`, `"SAME"` (the larger half behind), `"SAME_LOWER"` (in
-        front), an int, or one int or (low, high) pair for each pooled axis, smaller
-        than the window's extent. Padding never wins.
+        front), an int, or one int or (low, high) pair for each pooled axis. Padding
+        never wins. A window of nothing but padding has no elements; ops other than
+        maxima, minima, sums, :func:`pool` and a mean that counts padding refuse it.
       window_dilation: distance between neighbouring elements of a window.
       ceil_mode: round the output size up instead of down, except for windows that
         would start behind the input (PyTorch's rule).
@@ -93,7 +95,7 @@ def max_pool(
              [13., 15.]], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("max_pool", x, where, spec, ordered=True)
+    x, geometry, where = laid("max_pool", x, where, spec, ordered=True, reduction=True)
     return window_extremum(x, geometry, True, where)
 
 
@@ -126,7 +128,7 @@ def min_pool(
       Array([3., 3., 6.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("min_pool", x, where, spec, ordered=True)
+    x, geometry, where = laid("min_pool", x, where, spec, ordered=True, reduction=True)
     return window_extremum(x, geometry, False, where)
 
 
@@ -165,7 +167,9 @@ def max_pool_with_argmax(
       (Array([7., 7.], dtype=float32), Array([2, 3], dtype=int32))
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, where = laid("max_pool_with_argmax", x, where, spec, ordered=True)
+    x, geometry, where = laid(
+        "max_pool_with_argmax", x, where, spec, ordered=True, reduction=True
+    )
     countable("max_pool_with_argmax", geometry.sizes)
     return window_choice(x, geometry, True, where)
 

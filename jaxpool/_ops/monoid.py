@@ -67,7 +67,7 @@ def pool(
       Array([ 2., 12.], dtype=float32)
     """
     spec = (window_shape, strides, padding, window_dilation, ceil_mode, axis)
-    x, geometry, _ = laid("pool", x, None, spec)
+    x, geometry, _ = laid("pool", x, None, spec, reduction=True)
     if shape := as_array("pool", init, "init").shape:
         raise fail("pool", "init", "must be a scalar", shape)
     if not callable(reduce_fn):

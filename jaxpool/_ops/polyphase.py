@@ -42,9 +42,9 @@ from jaxpool._core.numerics import (
     accumulation_dtype,
     mean_dtype,
     power_of_two_scale,
-    split_alike,
 )
 from jaxpool._core.op import Example, Weight, pool_op
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.weights import module_size, scaled_normal
 from jaxpool._core.window import (
     Ints,

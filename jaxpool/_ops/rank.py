@@ -31,7 +31,7 @@ from jaxpool._core.arguments import Spec, as_array, as_key, countable, laid
 from jaxpool._core.draws import uniform
 from jaxpool._core.engine import few_regions, identity, window_pad
 from jaxpool._core.geometry import Geometry, static_size
-from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype, split_alike
+from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import Weight, pool_op
 from jaxpool._core.order import (
     MOST_COMPARED,
@@ -41,6 +41,7 @@ from jaxpool._core.order import (
     window_match,
     window_ranked,
 )
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.stages import large_and_whole
 from jaxpool._core.weights import fit_shapes, read_params
 from jaxpool._core.window import (

@@ -29,10 +29,10 @@ from jaxpool._core.numerics import (
     divide,
     hide,
     mean_dtype,
-    split_alike,
 )
 from jaxpool._core.op import pool_op
 from jaxpool._core.order import MOST_MATCHED
+from jaxpool._core.sharding import split_alike
 from jaxpool._core.window import (
     Ints,
     Padding,
