@@ -182,7 +182,6 @@ WRONG = {
         (dict(_W, strides=1.5), TypeError, "`strides` must be made of ints"),
         (dict(_W, padding="FULL"), ValueError, "`padding` must be one of VALID"),
         (dict(_W, padding=-1), ValueError, "`padding` must be at least 0; got -1"),
-        (dict(_W, padding=2), ValueError, "`padding` must be less than the window"),
         (dict(_W, padding=((1, 1),)), ValueError, "`padding` must be one of VALID"),
         (dict(_W, padding=((1, 1, 1), 0)), ValueError, "`padding` must be one of"),
         (dict(_W, window_dilation=0), ValueError, "`window_dilation` must be at"),
@@ -235,8 +234,15 @@ MASKS = [
     (dict(where=10**30), TypeError, "`where` must be an array of numbers"),
     (dict(where=[[True], [True, False]]), TypeError, "`where` must be an array of"),
 ]
+# A window of nothing but padding has a value in a plain reduction alone.
+REDUCTIONS = ("extremum", "average", "monoid")
+PADDED = [
+    (dict(_W, padding=2), ValueError, "`padding` must be less than the window's"),
+    (dict(_W, padding=((0, 0), (0, 3))), ValueError, "`padding` must be less than"),
+]
 OWN_WRONG = {
     "avg_pool": [
+        *[({**kwargs, "count_include_pad": False}, *rest) for kwargs, *rest in PADDED],
         (dict(_W, divisor_override=0), ValueError, "must be a number other than 0"),
         (dict(_W, divisor_override="2"), TypeError, "must be a number other than 0"),
         (dict(_W, divisor_override=math.nan), ValueError, "other than 0"),
@@ -290,6 +296,8 @@ def wrong():
     for op in OPS.values():
         rows = WRONG.get(op.kind, []) + OWN_WRONG.get(op.name, [])
         required = {"window": _W, "global": {}}.get(op.kind)
+        if op.kind == "window" and op.family not in REDUCTIONS:
+            rows = rows + PADDED
         if op.takes_where and required is not None:
             rows = rows + [({**required, **m}, e, text) for m, e, text in MASKS]
         for kwargs, error, message in rows:

@@ -10,6 +10,7 @@ import pytest
 from jax import export, lax
 
 import jaxpool
+from jaxpool._core.arguments import check_padding
 from jaxpool._core.geometry import Geometry, adaptive_bounds
 from jaxpool._core.window import Window
 
@@ -88,8 +89,6 @@ def facts_by_hand(size, windows, low, high):
 def test_explicit_padding_equals_enumeration(dilation, ceil_mode):
     laid = refused = 0
     for k, stride, (low, high) in itertools.product(WINDOWS, STRIDES, PADS):
-        if max(low, high) > (k - 1) * dilation:
-            continue  # see test_padding_as_large_as_the_window_is_refused
         window = Window.of("pool", (k,), stride, [(low, high)], dilation, ceil_mode)
         for size in SIZES:
             config = (size, k, stride, (low, high), dilation, ceil_mode)
@@ -116,19 +115,27 @@ def test_valid_is_padding_of_zero(ceil_mode):
             assert lay(valid, size) == lay(zero, size), config
 
 
-def test_padding_as_large_as_the_window_is_refused():
-    for k, dilation, (low, high) in itertools.product(
-        WINDOWS, DILATIONS, itertools.product(range(20), repeat=2)
+def test_windows_of_nothing_but_padding_are_known():
+    """Those that reach the input no more, unlike such that step over its elements."""
+    refused = 0
+    for k, stride, dilation, (low, high) in itertools.product(
+        WINDOWS, STRIDES, DILATIONS, itertools.product(range(0, 9, 2), repeat=2)
     ):
-        config = (k, dilation, (low, high))
-        span = 1 + (k - 1) * dilation
-        try:
-            window = Window.of("pool", (k,), 1, [(low, high)], dilation)
-        except ValueError:
-            assert max(low, high) >= span, config
-        else:
-            assert max(low, high) < span, config
-            assert window.padding == ((low, high),), config
+        window = Window.of("pool", (k,), stride, [(low, high)], dilation)
+        for size in (1, 2, 5):
+            windows = slide(size, k, stride, dilation, low, high, False)
+            if not windows:
+                continue
+            config = (size, k, stride, dilation, (low, high))
+            outside = any(w[-1] < 0 or w[0] >= size for w in windows)
+            refused += outside
+            try:
+                check_padding("pool", lay(window, size), window.padding)
+            except ValueError:
+                assert outside, config
+            else:
+                assert not outside, config
+    assert refused > 200
 
 
 @pytest.mark.parametrize("padding", ["SAME", "SAME_LOWER", "same", "same_lower"])

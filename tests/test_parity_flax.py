@@ -2,11 +2,14 @@
 
 import functools
 import inspect
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,8 +84,17 @@ CALLS = [
 ]
 
 
+# Windows of nothing but padding: the identity of a maximum, 0 for a sum.
+PADDED = [
+    ((2,), (5,), ((2,), (1,), ((3, 4),))),
+    ((2,), (5, 6), ((3, 3), (1, 1), ((4, 7), (1, 1)))),
+    ((2,), (4, 6), ((2, 1), (2, 1), ((0, 3), (1, 2)))),
+    ((), (3, 4), ((2, 2), (3, 2), ((2, 2), (5, 5)))),
+]
+
+
 @pytest.mark.parametrize("name", ["max_pool", "min_pool"])
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("call", CALLS + PADDED, ids=str)
 def test_extrema(name, call):
     """Ties too: the gradient of both goes to the first of equals."""
     leading, size, arguments = call
@@ -95,8 +107,12 @@ def test_extrema(name, call):
     equal(gradient, their_gradient)
 
 
-@pytest.mark.parametrize("count_include_pad", [True, False])
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize(
+    ("call", "count_include_pad"),
+    [(call, counts) for call in CALLS for counts in (True, False)]
+    + [(call, True) for call in PADDED],
+    ids=str,
+)
 def test_means(call, count_include_pad):
     leading, size, arguments = call
     keywords = {"count_include_pad": count_include_pad}
@@ -122,7 +138,7 @@ def test_means(call, count_include_pad):
         (0.5, lax.max, False),
     ],
 )
-@pytest.mark.parametrize("call", [CALLS[5], CALLS[11]], ids=str)
+@pytest.mark.parametrize("call", [CALLS[5], CALLS[11], PADDED[1]], ids=str)
 def test_any_monoid(init, reduce_fn, has_gradient, call):
     leading, size, arguments = call
     if reduce_fn is jnp.logaddexp:  # what enters once for each element of padding too
@@ -141,6 +157,101 @@ def test_any_monoid(init, reduce_fn, has_gradient, call):
             for fn in (jaxpool.pool, pooling.pool)
         )
         close(gradient, expected)
+
+
+def reduce_window_calls():
+    """The calls with which JAX tests the gradient of its `reduce_window`."""
+    planes = itertools.product(
+        [(4, 6)],
+        [(2, 1), (1, 2)],
+        [(1, 1), (2, 1), (1, 2)],
+        ["VALID", "SAME", ((0, 3), (1, 2))],
+        [(1, 1), (2, 3)],
+        [(1, 1), (1, 2)],
+    )
+    batches = itertools.product(
+        [(3, 2, 4, 6)],
+        [(1, 1, 2, 1), (2, 1, 2, 1)],
+        [(1, 2, 2, 1), (1, 1, 1, 1)],
+        ["VALID", "SAME", ((0, 1), (1, 0), (2, 3), (0, 2))],
+        [(1, 1, 1, 1), (2, 1, 3, 2)],
+        [(1, 1, 1, 1), (1, 2, 2, 1)],
+    )
+    return [*planes, *batches]
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("init", "op"),
+    [(0, lax.add), (-np.inf, lax.max), (np.inf, lax.min)],
+    ids=["add", "max", "min"],
+)
+def test_what_jax_asks_of_reduce_window(init, op, every):
+    """`pool` over all axes; what dilates the input is padding within."""
+    for call in reduce_window_calls()[::every]:
+        shape, window, strides, padding, within, dilation = call
+        x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(shape)))
+        x = x.reshape(shape).astype(jnp.float32)
+
+        if isinstance(padding, str):  # of the array before it is dilated
+            extent = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+            padding = tuple(lax.padtype_to_pads(shape, extent, strides, padding))
+
+        def ours(x, call=(window, strides, padding), dilation=dilation):
+            rest = {"window_dilation": dilation, "axis": range(x.ndim)}
+            return jaxpool.pool(x, init, op, *call, **rest)
+
+        def dilated(x, within=within):
+            return lax.pad(x, np.float32(init), [(0, 0, d - 1) for d in within])
+
+        given = np.float32(init), op, window, strides, padding
+        expected = lax.reduce_window(x, *given, within, dilation)
+        y, pullback = jax.vjp(lambda x: ours(dilated(x)), x)
+        equal(y, expected)
+        if set(dilation) == {1} and set(within) == {1}:  # else JAX has no gradient
+            theirs = jax.vjp(lambda x: lax.reduce_window(x, *given), x)[1]  # noqa: B023
+            cotangent = whole_numbers(y.shape)
+            equal(*(f(cotangent)[0] for f in (pullback, theirs)))
+
+
+SYMBOLIC = {
+    # of an input [b, h, w, 3]: window, strides and padding
+    "whole": lambda h, w: ((h, w), (1, 1), "VALID"),
+    "whole, strides alike": lambda h, w: ((h, w), (h, w), "VALID"),
+    "whole, SAME": lambda h, w: ((h, w), (1, 1), "SAME"),
+    "whole, padded": lambda h, w: ((h, w), (1, 1), ((1, 1), (0, 2))),
+    "one axis": lambda h, w: ((h, 2), (1, 2), "VALID"),
+    "one axis, padded": lambda h, w: ((h, 2), (1, 2), ((0, 0), (1, 1))),
+    "strides": lambda h, w: ((2, 2), (h, w), "VALID"),
+    "padding": lambda h, w: ((2, 2), (1, 1), ((h, 0), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("window", SYMBOLIC)
+def test_windows_of_symbolic_size(window):
+    """Exported once, they give the same for inputs of any size."""
+    b, h, w = jax.export.symbolic_shape("b, h, w")
+    arguments, x = SYMBOLIC[window](h, w), whole_numbers((2, 6, 5, 3))
+
+    def exported(pools):
+        def results(x):
+            y = [
+                pools.max_pool(x, *arguments),
+                pools.pool(x, np.inf, lax.min, *arguments),
+                pools.pool(x, 1.0, lax.mul, *arguments),
+                pools.avg_pool(x, *arguments),
+            ]
+            if "padded" not in window and window != "padding":
+                y.append(pools.avg_pool(x, *arguments, count_include_pad=False))
+            return y
+
+        shape = jax.ShapeDtypeStruct((b, h, w, 3), jnp.float32)
+        return jax.export.export(jax.jit(results))(shape)
+
+    ours, theirs = exported(jaxpool), exported(pooling)
+    assert str(ours.out_avals) == str(theirs.out_avals)
+    for y, expected in zip(ours.call(x), theirs.call(x), strict=True):
+        close(y, expected)
 
 
 class SmallNet(nn.Module):

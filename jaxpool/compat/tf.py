@@ -507,7 +507,11 @@ def _windows(
         if padding not in ("SAME", "VALID"):
             raise fail(caller, "padding", "must be 'SAME' or 'VALID'", padding)
     else:
-        padding = _pads(caller, padding, x.ndim, axis)
+        pads = _pads(caller, padding, x.ndim, axis)
+        if any(max(pair) >= k for pair, k in zip(pads, window, strict=True)):
+            rule = f"must be less than `ksize`, {window}"
+            raise fail(caller, "padding", rule, padding)
+        padding = pads
     with speaking(caller, x="input", window_shape="ksize"):
         return (_OPS[op] if isinstance(op, str) else op)(
             x, window, steps, padding, axis=axis
