@@ -274,6 +274,11 @@ TIMM = [
         "`feature_multiplier` is `feat_mult()`",
     ),
     Row(
+        "timm.SelectAdaptivePool2d()(x2)",
+        "jp.select_adaptive_pool(x2, pool_type='fast', axis=(-2, -1))",
+        "timm's default, the mean; `fastmax`, `fastavgmax` and `fastcatavgmax` too",
+    ),
+    Row(
         "timm.select_adaptive_pool2d(x2, 'avg', 3)",
         "jp.select_adaptive_pool(x2, 3, pool_type='avg', axis=(-2, -1))",
     ),
@@ -382,8 +387,12 @@ TABLES = {
     "Flax": ("`compat.flax.use()` switches a whole code base", FLAX),
     "Equinox": ("channels first, without a batch", EQUINOX),
     "Haiku": ("channels last", HAIKU),
-    "timm": ("channels first, tokens `[B, L, C]`", TIMM),
-    "kornia": ("channels first", KORNIA),
+    "timm": (
+        "channels first, tokens `[B, L, C]`; `compat.torch.convert` takes its modules "
+        "without weights",
+        TIMM,
+    ),
+    "kornia": ("channels first; `compat.torch.convert` takes its modules", KORNIA),
     "torchvision": (
         "channels first, where jaxpool has them last; boxes are (x1, y1, x2, y2)",
         TORCHVISION,
