@@ -430,6 +430,16 @@ OTHER_DIFFERENCES = {
         ),
         ("padding", "strings only", "numbers too", "haiku#76"),
     ],
+    "SpeechBrain": [
+        (
+            "`AttentiveStatisticsPooling` (ECAPA-TDNN)",
+            "ReLU and BatchNorm before the tanh; deviations of at least 1e-6; one "
+            "kernel for tokens, means and deviations",
+            "`attentive_statistics_pool` with the two as `hidden_fn=`; deviations of "
+            "0; its blocks are `hidden_kernel`, `mean_kernel` and `std_kernel`",
+            "channels last; `conv.bias` cancels",
+        ),
+    ],
     "The authors of SimPool": [
         (
             "`SimPool`",

@@ -380,7 +380,10 @@ WRONG = [
     (type("BlurPool2d", (N.Module,), {})(), "attributes of the class"),
     (BlurPool2d(3, pad_mode="linear"), "`pad_mode` must be 'reflect', 'replicate'"),
     (SimpleNamespace(), "must be a pooling module of a known class"),
-    (type("AttentionPool2d", (N.Module,), {})(), "must be a pooling module of a known class"),
+    (
+        type("AttentionPool2d", (N.Module,), {})(),
+        "must be a pooling module of a known class",
+    ),
 ]
 
 
