@@ -182,8 +182,8 @@ def statistics_pool(
         (x_i - \bar{x})^2}\Big]
 
     The means come first, along the axis of channels. The deviation is 0, with gradient
-    0, where all elements are equal, and where there are no more than c of them.
-    Gradient: that of the formula.
+    0, where there are no more than c elements, and where all are equal, but for what
+    their mean is rounded by. Gradient: that of the formula.
 
     Args:
       x: `[B..., S..., C]`, real.
@@ -262,7 +262,7 @@ def attentive_statistics_pool(
     with weights of its own for each channel, and with mean :math:`\bar{x}` and standard
     deviation :math:`\sigma` of all tokens as their context, or without. A bias behind V
     would cancel, and is left out. The deviation is 0, with gradient 0, where all tokens
-    are equal.
+    are equal, but for what their mean is rounded by.
 
     Args:
       x: `[B..., S..., C]`, floating.
