@@ -389,7 +389,7 @@ TABLES = {
     "Haiku": ("channels last", HAIKU),
     "timm": (
         "channels first, tokens `[B, L, C]`; `compat.torch.convert` takes its modules "
-        "without weights",
+        "but for attention",
         TIMM,
     ),
     "kornia": ("channels first; `compat.torch.convert` takes its modules", KORNIA),

@@ -42,7 +42,7 @@ def convert(
     """Turns a pooling module of PyTorch's into one of Flax's.
 
     Modules are known by their class's name and their attributes: all of `torch.nn`'s,
-    those of timm and kornia without weights, and the blurs of antialiased-cnns. They
+    those of timm and kornia but for attention, and the blurs of antialiased-cnns. They
     become the module of `jaxpool.nnx` or `jaxpool.linen` that gives the same numbers
     (see `DIFFERENCES`):
 
