@@ -274,6 +274,11 @@ TIMM = [
         "`feature_multiplier` is `feat_mult()`",
     ),
     Row(
+        "timm.SelectAdaptivePool2d()(x2)",
+        "jp.select_adaptive_pool(x2, pool_type='fast', axis=(-2, -1))",
+        "timm's default, the mean; `fastmax`, `fastavgmax` and `fastcatavgmax` too",
+    ),
+    Row(
         "timm.select_adaptive_pool2d(x2, 'avg', 3)",
         "jp.select_adaptive_pool(x2, 3, pool_type='avg', axis=(-2, -1))",
     ),
@@ -382,8 +387,12 @@ TABLES = {
     "Flax": ("`compat.flax.use()` switches a whole code base", FLAX),
     "Equinox": ("channels first, without a batch", EQUINOX),
     "Haiku": ("channels last", HAIKU),
-    "timm": ("channels first, tokens `[B, L, C]`", TIMM),
-    "kornia": ("channels first", KORNIA),
+    "timm": (
+        "channels first, tokens `[B, L, C]`; `compat.torch.convert` takes its modules "
+        "but for attention",
+        TIMM,
+    ),
+    "kornia": ("channels first; `compat.torch.convert` takes its modules", KORNIA),
     "torchvision": (
         "channels first, where jaxpool has them last; boxes are (x1, y1, x2, y2)",
         TORCHVISION,
@@ -420,6 +429,16 @@ OTHER_DIFFERENCES = {
             "haiku#125",
         ),
         ("padding", "strings only", "numbers too", "haiku#76"),
+    ],
+    "SpeechBrain": [
+        (
+            "`AttentiveStatisticsPooling` (ECAPA-TDNN)",
+            "ReLU and BatchNorm before the tanh; deviations of at least 1e-6; one "
+            "kernel for tokens, means and deviations",
+            "`attentive_statistics_pool` with the two as `hidden_fn=`; deviations of "
+            "0; its blocks are `hidden_kernel`, `mean_kernel` and `std_kernel`",
+            "channels last; `conv.bias` cancels",
+        ),
     ],
     "The authors of SimPool": [
         (

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import platform
 
 import jax
 import jax.export
@@ -393,7 +394,46 @@ def test_differences_are_data():
     for row in tf.DIFFERENCES:
         assert len(row) == 4
         assert all(isinstance(entry, str) for entry in row)
-    x = jnp.array([jnp.nan, 2.0, 1.0, 3.0])[None, :, None]
-    equal(tf.max_pool(x, 2, 2, "VALID")[0, :, 0], [jnp.nan, 3.0])
+    x = jnp.array([1.0, 2.0, 1.0, 3.0])[None, :, None]
     _, tangent = jax.jvp(lambda x: tf.avg_pool(x, 2, 2, "VALID"), (x,), (x,))
     equal(tangent[0, 1, 0], 2.0)
+
+
+NANS = [[np.nan, 3.0], [1.0, np.nan], [np.nan, np.nan]]
+
+
+@pytest.mark.parametrize("window", NANS, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 17])
+def test_nan_is_the_maximum_in_every_channel(channels, window):
+    row = np.repeat(np.array(window, np.float32)[None, :, None], channels, -1)
+    for n in (1, 2, 3):
+        x = row.reshape(1, *(1,) * (n - 1), 2, channels)
+        k = (1,) * (n - 1) + (2,)
+        pooled = [
+            getattr(tf, f"max_pool{n}d")(x, k, k, "VALID"),
+            tf.max_pool(x, k, k, "VALID"),
+            tf.pool(x, k, "MAX"),
+        ]
+        for y in pooled:
+            equal(np.ravel(y), [np.nan] * channels)
+        gradient = jax.grad(lambda x, k=k: tf.max_pool(x, k, k, "VALID").sum())(x)
+        first = int(np.argmax(np.isnan(window)))
+        equal(np.reshape(gradient, row.shape)[0, first], [1.0] * channels)
+    values, indices = tf.max_pool_with_argmax(row[:, None], (1, 2), (1, 2), "VALID")
+    equal(np.ravel(values), [np.nan] * channels)
+    equal(np.ravel(indices), first * channels + np.arange(channels))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 17])
+def test_nan_in_tensorflow_is_as_the_table_says(channels):
+    tensorflow = pytest.importorskip("tensorflow")
+    if platform.machine() != "x86_64":
+        pytest.skip("on other processors it depends on the channel")
+    lowest = np.finfo(np.float32).min
+    for window, value, kept in zip(
+        NANS, [3.0, 1.0, lowest], [np.nan, 1.0, np.nan], strict=True
+    ):
+        x = np.repeat(np.array(window, np.float32)[None, None, :, None], channels, -1)
+        call = tensorflow.constant(x), (1, 2), (1, 2), "VALID"
+        equal(np.ravel(tensorflow.nn.max_pool2d(*call)), [value] * channels)
+        equal(np.ravel(tensorflow.nn.max_pool_with_argmax(*call)[0]), [kept] * channels)

@@ -234,6 +234,11 @@ def test_select_is_the_pool_of_that_name(name):
     pool = getattr(jaxpool, f"global_{name}_pool")
     np.testing.assert_allclose(y, pool(x), rtol=1e-6)
     assert y.shape == (2, 3 * jaxpool.feature_multiplier(name))
+    for fast in (f"fast{name}", "fast" if name == "avg" else f"fast{name}"):
+        same = jaxpool.select_adaptive_pool(x, pool_type=fast, flatten=True)
+        np.testing.assert_array_equal(same, y)
+        multiplier = jaxpool.feature_multiplier
+        assert multiplier(fast) == multiplier(name)
     first = np.moveaxis(x, -1, 1)
     y = jaxpool.select_adaptive_pool(
         first, (2, 3), pool_type=name, flatten=True, axis=(-2, -1)
@@ -241,7 +246,7 @@ def test_select_is_the_pool_of_that_name(name):
     grid = getattr(jaxpool, f"adaptive_{name}_pool")(first, (2, 3), axis=(-2, -1))
     np.testing.assert_array_equal(y, grid.reshape(2, -1))
     with pytest.raises(ValueError, match="`pool_type` must be one of"):
-        jaxpool.feature_multiplier("fast")
+        jaxpool.feature_multiplier("fastest")
 
 
 def test_dense_head_takes_layers_and_kernels():

@@ -158,12 +158,23 @@ def test_timm_select(timm, name, size, flatten):
     )
     agree(ours, theirs, data(2, 3, 7, 9))
     assert jaxpool.feature_multiplier(name) == theirs.feat_mult()
-    if name and size == 1:
-        theirs = timm.layers.SelectAdaptivePool2d(1, f"fast{name}", flatten, "NHWC")
-        ours = functools.partial(
-            jaxpool.select_adaptive_pool, pool_type=name, flatten=flatten
-        )
-        agree(ours, theirs, data(2, 7, 9, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax"]
+)
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_timm_select_fast(timm, name, flatten, layout):
+    theirs = timm.layers.SelectAdaptivePool2d(1, name, flatten, layout)
+    ours = functools.partial(
+        jaxpool.select_adaptive_pool,
+        pool_type=name,
+        flatten=flatten,
+        **(FIRST if layout == "NCHW" else {}),
+    )
+    agree(ours, theirs, data(*((2, 3, 7, 9) if layout == "NCHW" else (2, 7, 9, 3))))
+    assert jaxpool.feature_multiplier(name) == theirs.feat_mult()
 
 
 def test_timm_test_time_head(timm):

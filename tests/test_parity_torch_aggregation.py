@@ -4,10 +4,15 @@ Tolerance: both compute in float32, whose sums over tens of terms round differen
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 import jaxpool as jp
+import jaxpool.linen
+import jaxpool.nnx
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -114,3 +119,121 @@ def test_vlad():
         return F.normalize(F.normalize(y, dim=-1).flatten(1), dim=-1)
 
     agree(lambda x: jp.vlad_pool(x, params, alpha=2.0), theirs, drawn(2, 7, 3, seed=2))
+
+
+class AttentiveStatistics(torch.nn.Module):
+    """SpeechBrain's layer of ECAPA-TDNN, by its formula; `x` is `[N, C, L]`."""
+
+    def __init__(self, channels, attention_channels, global_context):
+        super().__init__()
+        self.global_context = global_context
+        inputs = channels * (3 if global_context else 1)
+        self.conv_in = torch.nn.Conv1d(inputs, attention_channels, 1)
+        self.norm = torch.nn.BatchNorm1d(attention_channels)
+        self.conv = torch.nn.Conv1d(attention_channels, channels, 1)
+
+    def forward(self, x, mask):
+        def statistics(weights):
+            mean = (weights * x).sum(-1, keepdim=True)
+            variance = (weights * (x - mean) ** 2).sum(-1, keepdim=True)
+            return mean, variance.clamp(1e-12).sqrt()
+
+        context = statistics(mask / mask.sum(-1, keepdim=True))
+        tokens = [x, *(c.expand_as(x) for c in context if self.global_context)]
+        hidden = self.norm(F.relu(self.conv_in(torch.cat(tokens, 1))))
+        scores = self.conv(torch.tanh(hidden))
+        weights = scores.masked_fill(mask == 0, -torch.inf).softmax(-1)
+        return torch.cat(statistics(weights), 1)[..., 0]
+
+
+def arrays_of(theirs):
+    """Its weights under jaxpool's names, and those of the norm under Flax's."""
+    state = {n: a.detach().numpy().copy() for n, a in theirs.state_dict().items()}
+    blocks = np.split(
+        state["conv_in.weight"][..., 0].T, 3 if theirs.global_context else 1
+    )
+    names = ("hidden_kernel", "mean_kernel", "std_kernel")
+    params = dict(zip(names, blocks, strict=False))
+    params["hidden_bias"] = state["conv_in.bias"]
+    params["score_kernel"] = state["conv.weight"][..., 0].T
+    names = {"weight": "scale", "bias": "bias"}
+    names |= {"running_mean": "mean", "running_var": "var"}
+    return params, {ours: state[f"norm.{n}"] for n, ours in names.items()}
+
+
+@pytest.fixture
+def flax_promotes():
+    """Flax itself mixes dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.usefixtures("flax_promotes")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("api", ["function", "nnx", "linen"])
+def test_attentive_statistics_of_ecapa(api, context, training):
+    c, m = 4, 6
+    torch.manual_seed(0)
+    theirs = AttentiveStatistics(c, m, context)
+    for array in theirs.norm.buffers():
+        if array.ndim:
+            array.copy_(torch.rand(m) + 0.5)
+    torch.nn.init.uniform_(theirs.norm.weight, 0.5, 2)
+    torch.nn.init.uniform_(theirs.norm.bias, -1, 1)
+    params, norm = arrays_of(theirs)
+    x = drawn(3, 9, c)
+    # A batch's statistics are those of all tokens, of which a mask hides none here.
+    lengths = np.array([9, 9, 9] if training else [9, 5, 2])
+    where = np.arange(9) < lengths[:, None]
+    theirs.train(training)
+    mask = torch.tensor(where[:, None].astype(np.float32))
+    expected = theirs(torch.tensor(np.moveaxis(x, 1, -1)), mask).detach().numpy()
+    sizes = {"hidden_features": m, "global_context": context}
+    running = None
+    if api == "function":
+        if training:
+            pytest.skip("a function has no running statistics")
+
+        def f(h):
+            scale = norm["scale"] / np.sqrt(norm["var"] + np.float32(1e-5))
+            return (jax.nn.relu(h) - norm["mean"]) * scale + norm["bias"]
+
+        y = jp.attentive_statistics_pool(x, params, hidden_fn=f, where=where)
+    elif api == "nnx":
+        rngs = nnx.Rngs(0)
+        batch_norm = nnx.BatchNorm(m, momentum=0.9, rngs=rngs)
+        f = nnx.Sequential(nnx.relu, batch_norm)
+        pool = jp.nnx.AttentiveStatisticsPool(c, **sizes, hidden_fn=f, rngs=rngs)
+        for name, array in params.items():
+            getattr(pool, name)[...] = jnp.asarray(array)
+        for name, array in norm.items():
+            getattr(batch_norm, name)[...] = jnp.asarray(array)
+        pool.train() if training else pool.eval()
+        y = nnx.jit(lambda pool, x: pool(x, where=where))(pool, x)
+        running = {n: getattr(batch_norm, n)[...] for n in ("mean", "var")}
+    else:
+        batch_norm = nn.BatchNorm(use_running_average=not training, momentum=0.9)
+        f = nn.Sequential([nn.relu, batch_norm])
+        pool = jp.linen.AttentiveStatisticsPool(c, **sizes, hidden_fn=f)
+        shapes = jax.eval_shape(pool.init, jax.random.key(0), x)
+        learned = {n: norm[n] for n in ("scale", "bias")}
+        moving = {n: norm[n] for n in ("mean", "var")}
+        variables = {
+            "params": params | {"hidden_fn": {"layers_1": learned}},
+            "batch_stats": {"hidden_fn": {"layers_1": moving}},
+        }
+        assert jax.tree.structure(shapes) == jax.tree.structure(variables)
+        y, updated = pool.apply(variables, x, where=where, mutable=["batch_stats"])
+        running = updated["batch_stats"]["hidden_fn"]["layers_1"]
+    np.testing.assert_allclose(y, expected, **CLOSE)
+    if running is not None:
+        np.testing.assert_allclose(running["mean"], theirs.norm.running_mean, **CLOSE)
+        # Of a batch of n, PyTorch keeps the variance with n - 1 below.
+        kept = 0.9 * norm["var"] if training else 0
+        ratio = 27 / 26 if training else 1
+        np.testing.assert_allclose(
+            (running["var"] - kept) * np.float32(ratio) + kept,
+            theirs.norm.running_var,
+            **CLOSE,
+        )

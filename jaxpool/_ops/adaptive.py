@@ -48,7 +48,10 @@ __all__ = [
 ]
 
 OutputShape = int | None | Sequence[int | None]
-PoolType = Literal["avg", "max", "avgmax", "catavgmax", ""]
+PoolType = (
+    Literal["avg", "max", "avgmax", "catavgmax", ""]
+    | Literal["fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax"]
+)
 
 
 @pool_op("adaptive", "adaptive", linear=True, monotone=True)
@@ -212,11 +215,16 @@ def adaptive_catavgmax_pool(
     return y.astype(mean_dtype(x.dtype))
 
 
-_SELECT = {
+_NAMED = {
     "avg": adaptive_avg_pool,
     "max": adaptive_max_pool,
     "avgmax": adaptive_avgmax_pool,
     "catavgmax": adaptive_catavgmax_pool,
+}
+_SELECT = {
+    **_NAMED,
+    "fast": adaptive_avg_pool,
+    **{f"fast{name}": pool for name, pool in _NAMED.items()},
     "": None,
 }
 
@@ -247,7 +255,8 @@ def select_adaptive_pool(
       output_shape: as in :func:`adaptive_avg_pool`. An int without `axis=` pools all
         axes but the first and the last.
       pool_type: `"avg"`, `"max"`, `"avgmax"`, `"catavgmax"`: the op
-        `adaptive_<pool_type>_pool`; `""` leaves `x` as it is.
+        `adaptive_<pool_type>_pool`; the same with `"fast"` in front, or `"fast"` for
+        the mean, for an output of size 1 alone; `""` leaves `x` as it is.
       flatten: whether to merge spatial axes and channels, in the order they stand in,
         into one axis behind the others.
       axis: the pooled axes, for any other layout.
@@ -268,13 +277,16 @@ def select_adaptive_pool(
     """
     caller = "select_adaptive_pool"
     pool = _SELECT[_known(caller, pool_type)]
-    x = as_array(caller, x, ordered=pool_type not in ("", "avg"))
+    x = as_array(caller, x, ordered=pool not in (None, adaptive_avg_pool))
     if axis is None and not is_sequence(output_shape):
         if x.ndim < 3:
             rule = "must be given for an array without axes between the first and last"
             raise fail(caller, "axis", rule, axis)
         axis = tuple(range(1, x.ndim - 1))
-    axes, _ = output_axes(caller, output_shape, axis, x.ndim, x.shape)
+    axes, sizes = output_axes(caller, output_shape, axis, x.ndim, x.shape)
+    if pool_type.startswith("fast") and set(sizes) != {1}:
+        rule = f"must be 1 for {pool_type!r}; {pool_type[4:] or 'avg'!r} takes any size"
+        raise fail(caller, "output_shape", rule, output_shape)
     y = x
     if pool is not None:
         check_whole(caller, x, axes)  # under this name, not the chosen one's
@@ -289,7 +301,7 @@ def feature_multiplier(pool_type: PoolType) -> int:
     r"""How many features :func:`select_adaptive_pool` makes of each channel.
 
     .. math:: \text{features} = k\, C\, \prod_a O_a, \qquad
-        k = 2 \text{ for "catavgmax"}, 1 \text{ for all others}
+        k = 2 \text{ for "catavgmax" and "fastcatavgmax"}, 1 \text{ for all others}
 
     Args:
       pool_type: as in :func:`select_adaptive_pool`.
@@ -307,7 +319,7 @@ def feature_multiplier(pool_type: PoolType) -> int:
       >>> 512 * jp.feature_multiplier("catavgmax")
       1024
     """
-    return 2 if _known("feature_multiplier", pool_type) == "catavgmax" else 1
+    return 2 if _known("feature_multiplier", pool_type).endswith("catavgmax") else 1
 
 
 @pool_op(

@@ -19,7 +19,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from jax import lax
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import check_whole, whole
+from jaxpool._core.arguments import as_array, check_whole, whole
 from jaxpool._core.attention import (
     Tokens,
     affine,
@@ -182,8 +182,8 @@ def statistics_pool(
         (x_i - \bar{x})^2}\Big]
 
     The means come first, along the axis of channels. The deviation is 0, with gradient
-    0, where all elements are equal, and where there are no more than c of them.
-    Gradient: that of the formula.
+    0, where there are no more than c elements, and where all are equal, but for what
+    their mean is rounded by. Gradient: that of the formula.
 
     Args:
       x: `[B..., S..., C]`, real.
@@ -249,19 +249,20 @@ def attentive_statistics_pool(
     x: ArrayLike,
     params: Mapping[str, ArrayLike],
     *,
+    hidden_fn: Callable[[jax.Array], jax.Array] | None = None,
     axis: Ints | None = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     r"""Mean and standard deviation of each channel, with weights by attention (ASTP).
 
-    .. math:: a = \operatorname{softmax}_i\left(\tanh\left(x_i W_x + \bar{x} W_m +
-        \sigma W_s + b\right) V\right), \qquad \mu = \sum_i a_i x_i, \qquad
-        y = \Big[\mu,\ \sqrt{\sum_i a_i (x_i - \mu)^2}\Big]
+    .. math:: a = \operatorname{softmax}_i\left(\tanh\left(f\left(x_i W_x +
+        \bar{x} W_m + \sigma W_s + b\right)\right) V\right), \qquad
+        \mu = \sum_i a_i x_i, \qquad y = \Big[\mu,\ \sqrt{\sum_i a_i (x_i - \mu)^2}\Big]
 
     with weights of its own for each channel, and with mean :math:`\bar{x}` and standard
     deviation :math:`\sigma` of all tokens as their context, or without. A bias behind V
     would cancel, and is left out. The deviation is 0, with gradient 0, where all tokens
-    are equal.
+    are equal, but for what their mean is rounded by.
 
     Args:
       x: `[B..., S..., C]`, floating.
@@ -269,6 +270,11 @@ def attentive_statistics_pool(
         `[M, C]` (V) and, each where wanted, `mean_kernel` and `std_kernel` `[C, M]`
         (:math:`W_m`, :math:`W_s`), `hidden_bias` `[M]`. Where context is concatenated
         to the tokens instead, the first three are the blocks of one `[3 C, M]` kernel.
+      hidden_fn: f, of all hidden features `[B..., L, M]` at once, whose shape it keeps;
+        by default the identity. ECAPA-TDNN has ReLU and BatchNorm here, which a module
+        takes as Flax's own: it holds their weights and running statistics, and
+        `train()` and `eval()` reach them. Tokens that a mask hides are among the L,
+        as zeros, so that statistics of a batch count them.
       axis: the axes S along which tokens lie; of the others the last one has the
         channels. By default all but the first and the last.
       where: boolean, broadcastable to the shape of `x` without channels: only True
@@ -290,16 +296,29 @@ def attentive_statistics_pool(
       >>> jp.attentive_statistics_pool(x, params).round(1)  # nearer the larger two
       Array([[3.5, 1.9]], dtype=float32)
 
+      As in ECAPA-TDNN, in NNX; in Linen f is `nn.Sequential([nn.relu,
+      nn.BatchNorm(use_running_average=not train)])`:
+
+      >>> from flax import nnx
+      >>> from jaxpool.nnx import AttentiveStatisticsPool
+      >>> rngs = nnx.Rngs(0)
+      >>> f = nnx.Sequential(nnx.relu, nnx.BatchNorm(128, rngs=rngs))
+      >>> pool = AttentiveStatisticsPool(
+      ...     64, hidden_features=128, hidden_fn=f, rngs=rngs
+      ... )
+      >>> pool.eval()
+      >>> pool(jnp.ones((2, 50, 64))).shape
+      (2, 128)
+
     References:
       Koji Okabe, Takafumi Koshinaka, Koichi Shinoda: Attentive Statistics Pooling for
       Deep Speaker Embedding, 2018.
       Brecht Desplanques, Jenthe Thienpondt, Kris Demuynck: ECAPA-TDNN, 2020 (weights
       for each channel, and the context).
     """
+    caller = "attentive_statistics_pool"
     needs = ("hidden_kernel", "score_kernel")
-    tokens, w = read_learned(
-        "attentive_statistics_pool", x, params, where, axis, _STATISTICS, needs
-    )
+    tokens, w = read_learned(caller, x, params, where, axis, _STATISTICS, needs)
     hidden = affine(tokens.x, w, "hidden")
     if {"mean_kernel", "std_kernel"} & set(w):
         even = hide(jnp.ones_like(tokens.x[..., :1]), tokens.visible)
@@ -307,12 +326,28 @@ def attentive_statistics_pool(
         for name, values in zip(("mean_kernel", "std_kernel"), context, strict=True):
             if name in w:
                 hidden = hidden + jnp.tensordot(values, w[name], 1)
+    if hidden_fn is not None:
+        hidden = _of_hidden(caller, hidden_fn, hidden)
     scores = affine(jnp.tanh(hidden), w, "score")
     powers = softmax_powers(scores, tokens.visible, -2)
     # Without the barrier XLA keeps what both statistics compute of the tokens.
     tokens = tokens._replace(x=lax.optimization_barrier((tokens.x, powers))[0])
     y = jnp.concatenate(_statistics(tokens, powers), -1)
     return tokens.finish(y[..., 0, :])
+
+
+def _of_hidden(
+    caller: str, hidden_fn: Callable[[jax.Array], jax.Array], hidden: jax.Array
+) -> jax.Array:
+    """What `hidden_fn` makes of hidden features, if that has their shape."""
+    if not callable(hidden_fn):
+        rule = "must be a function of the hidden features, or None"
+        raise fail(caller, "hidden_fn", rule, hidden_fn, TypeError)
+    y = as_array(caller, hidden_fn(hidden), "hidden_fn")
+    if y.shape != hidden.shape:
+        rule = f"must keep the shape {hidden.shape} of the hidden features"
+        raise fail(caller, "hidden_fn", rule, y.shape)
+    return y.astype(hidden.dtype)
 
 
 def _vlad_weights(

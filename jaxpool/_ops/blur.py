@@ -254,7 +254,7 @@ def _edges(caller, x, axes, threshold, eps) -> jax.Array:
     edges = jnp.zeros_like(positive)
     for a in axes:
         ends, known = (
-            _pad(caller, y, a, (2, 2), "reflect") for y in (brightness, positive)
+            pad_border(caller, y, a, (2, 2), "reflect") for y in (brightness, positive)
         )
         size = x.shape[a]
 
@@ -327,9 +327,10 @@ def _room(
     return size
 
 
-def _pad(
+def pad_border(
     caller: str, x: jax.Array, axis: int, widths: tuple[int, int], mode: str
 ) -> jax.Array:
+    """`x` with elements put before and behind an axis that is long enough for them."""
     _room(caller, x, axis, widths, mode)
     pads = [(0, 0)] * x.ndim
     pads[axis] = widths

@@ -39,10 +39,21 @@ __all__ = [
 
 DIFFERENCES = (
     Difference(
-        "NaN in `max_pool`",
-        "is passed over; a window of nothing else gives the lowest finite value",
-        "is the maximum, for value, index and gradient",
-        "tensorflow#2501",
+        "NaN in `max_pool`, on the CPU",
+        "on x86 it is passed over, which leaves the lowest finite value where there is "
+        "nothing else; on ARM it is the maximum of the first floor(C / p) p of C "
+        "channels, for p elements to a register (4 of float32, 2 of float64), and "
+        "passed over in the rest",
+        "is the maximum, for value, index and gradient, in every channel",
+        "tensorflow#125965, #2501; x86 seen with 2.21.0",
+    ),
+    Difference(
+        "NaN in `max_pool_with_argmax`, and in gradients of `max_pool`, on the CPU",
+        "has value, index and gradient where it is its window's first element, and is "
+        "passed over elsewhere: the gradient can be that of another element than the "
+        "value",
+        "is the maximum, as in `max_pool`",
+        "seen with 2.21.0",
     ),
     Difference(
         "`avg_pool` of integers",

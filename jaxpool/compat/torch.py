@@ -17,7 +17,8 @@ Every function has the arguments of PyTorch 2.13's, in its order and with its de
 and refuses what PyTorch refuses, with an error that names function, argument, rule and
 value. `DIFFERENCES` lists where the two differ, and why. Those that sample take `key=`.
 
-`convert` turns a module of `torch.nn` into one of `jaxpool.nnx` or `jaxpool.linen`:
+`convert` turns a module of `torch.nn`, timm or kornia into one of `jaxpool.nnx` or
+`jaxpool.linen`:
 
   >>> import torch
   >>> F.convert(torch.nn.MaxPool2d(3, stride=2, padding=1))(x).shape

@@ -13,7 +13,7 @@ def select(x, output_shape, pool_type="avg", flatten=False):
             "max": oracle.maximum,
             "avgmax": oracle.mixed,
             "catavgmax": oracle.mean_and_maximum,
-        }[pool_type]
+        }[pool_type.removeprefix("fast") or "avg"]
         sizes = zip(axes, output_shape, strict=True)
         lines = [oracle.bins(x.shape[a], o or x.shape[a]) for a, o in sizes]
         x = oracle.over_windows(formula, x, lines, axes)
@@ -49,6 +49,11 @@ CASES = {
         ((9,), dict(output_shape=(4,), pool_type="max")),
         ((4, 3, 5), dict(output_shape=(1, 1, 1), pool_type="")),
         ((6, 7), dict(output_shape=(1, 1), pool_type="", flatten=True)),
+        ((6, 7), dict(output_shape=(1, 1), pool_type="fast")),
+        ((6, 7), dict(output_shape=(1, 1), pool_type="fastavg", flatten=True)),
+        ((9,), dict(output_shape=(1,), pool_type="fastmax")),
+        ((6, 7), dict(output_shape=(1, 1), pool_type="fastavgmax", flatten=True)),
+        ((4, 3, 5), dict(output_shape=(1, 1, 1), pool_type="fastcatavgmax")),
     ],
     "dense_head_pool": [
         ((6, 7), dict(window_shape=(3, 2))),
@@ -61,7 +66,13 @@ WIDE = dict.fromkeys(ORACLES, "mean")
 _KERNEL, _BIAS = np.ones((3, 5), np.float32), np.ones(5, np.float32)
 WRONG = {
     "select_adaptive_pool": [
-        (dict(pool_type="fast"), ValueError, "`pool_type` must be one of 'avg', 'max'"),
+        (dict(pool_type="sum"), ValueError, "`pool_type` must be one of 'avg', 'max'"),
+        (dict(pool_type="fastmin"), ValueError, "`pool_type` must be one of"),
+        (
+            dict(pool_type="fastmax", output_shape=(1, 2)),
+            ValueError,
+            "`output_shape` must be 1 for 'fastmax'; 'max' takes any size; got (1, 2)",
+        ),
         (dict(output_shape=0), ValueError, "`output_shape` must be at least 1"),
         (dict(output_shape=(2, 2), axis=1), ValueError, "must have 1 entries"),
     ],

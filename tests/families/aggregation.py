@@ -65,7 +65,12 @@ def statistics(x, where=None, correction=0, axis=None):
     return tokens_and_masks(one, x, where, axis)
 
 
-def attentive_statistics(x, params, where=None, axis=None):
+def rectified(hidden):
+    """ReLU and an affine map, as of a BatchNorm whose statistics are fixed."""
+    return 0.75 * (hidden + abs(hidden)) - 0.25
+
+
+def attentive_statistics(x, params, where=None, axis=None, hidden_fn=lambda h: h):
     def one(tokens, visible):
         seen = tokens[visible]
         if not len(seen):
@@ -75,7 +80,7 @@ def attentive_statistics(x, params, where=None, axis=None):
         pairs = [(c, n) for c, n in zip(context, names, strict=True) if n in params]
         inputs = np.concatenate([c for c, _ in pairs], 1)
         kernel = np.concatenate([params[n] for _, n in pairs])
-        hidden = np.tanh(inputs @ kernel + params.get("hidden_bias", 0))
+        hidden = np.tanh(hidden_fn(inputs @ kernel + params.get("hidden_bias", 0)))
         scores = hidden @ np.float64(params["score_kernel"])
         means, spreads = [], []
         for c in range(tokens.shape[1]):
@@ -131,6 +136,7 @@ CASES = {
     "attentive_statistics_pool": [
         ((2, 3), {**_MAP, "features": 3, "hidden_features": 4}),
         ((5,), {"features": 3, "hidden_features": 3, "global_context": False}),
+        ((5,), {"features": 3, "hidden_features": 4, "hidden_fn": rectified}),
     ],
     "vlad_pool": [
         ((2, 3), {**_MAP, "features": 3, "num_clusters": 4}),
@@ -143,6 +149,10 @@ CASES = {
 }
 WIDE = {"covariance_pool": "mean", "statistics_pool": "mean"}
 
+_LAYERS = {
+    "hidden_kernel": np.ones((3, 4), np.float32),
+    "score_kernel": np.ones((4, 3), np.float32),
+}
 _CENTROIDS = {"centroids": np.ones((4, 3), np.float32)}
 _AXIS = [
     (dict(axis=9), ValueError, "`axis` must lie within the 4 axes"),
@@ -169,6 +179,16 @@ WRONG = {
             dict(params=dict.fromkeys(("hidden_kernel", "score_kernel"), np.ones(3))),
             ValueError,
             '`params["hidden_kernel"]` must have the shape (3, M)',
+        ),
+        (
+            dict(params=_LAYERS, hidden_fn="relu"),
+            TypeError,
+            "`hidden_fn` must be a function of the hidden features, or None",
+        ),
+        (
+            dict(params=_LAYERS, hidden_fn=lambda h: h[0]),
+            ValueError,
+            "`hidden_fn` must keep the shape (2, 42, 4) of the hidden features",
         ),
     ],
     "vlad_pool": [

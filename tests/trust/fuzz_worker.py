@@ -314,8 +314,6 @@ def judge_error(call, error):
         return f"{type(error).__name__}: {text[:300]}"
     if len(text) > MESSAGE:
         return f"a message of {len(text)} characters"
-    if plain == "mean_over_keys" and callable(call.given.get("f")):
-        return None  # what a function of the caller's raises is the caller's
     op = next((o for o in OPS.values() if plain in (o.name, o.module_name)), None)
     names = {plain, op.name, op.module_name} if op else {plain}
     if any(re.match(pattern, text, re.DOTALL) for pattern in FLAX):
@@ -324,6 +322,9 @@ def judge_error(call, error):
     if re.match(rf"{method} (missing|got)", text):
         return None  # Python's own, which names both
     caller = re.match(r"`([\w ]+)`: ", text)
+    functions = (call.given.get(name) for name in ("f", "hidden_fn"))
+    if caller is None and any(map(callable, functions)):
+        return None  # what a function of the caller's raises is the caller's
     if caller is None or not names & set(caller[1].split(" or ")):
         return f"{type(error).__name__} in other words: {text[:300]}"
     about = re.findall(r"[`'](\w+)[^`']*[`']", text[caller.end() :])
