@@ -17,7 +17,9 @@ ROOT = Path(jaxpool.__file__).parent
 LAYERS = [
     ["_core/window", "_core/op", "_core/plain", "_core/files"],
     ["_core/geometry"],
-    ["_core/numerics", "_core/sharding", "_core/stages"],
+    ["_core/sharding"],
+    ["_core/primitives"],
+    ["_core/numerics", "_core/stages"],
     ["_core/lowering"],
     ["_core/taps", "_core/planes"],
     ["_core/places", "_core/indices"],

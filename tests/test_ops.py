@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
+from jax.experimental.jet import jet
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from programs import equations
@@ -660,3 +661,23 @@ class TestSymbolicSizes:
         ):
             with pytest.raises(ValueError, match="must have pooled axes of known size"):
                 jax.eval_shape(f, spec)
+
+
+@pytest.mark.parametrize("window", [(2, 2), (5, 5), (6, 7)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        jaxpool.avg_pool,
+        functools.partial(jaxpool.avg_pool, padding="SAME", count_include_pad=False),
+        jaxpool.sum_pool,
+        lambda x, _: jaxpool.global_avg_pool(x),
+        jaxpool.adaptive_avg_pool,
+    ],
+)
+def test_taylor_series_go_through_sums_and_means(pool, window):
+    """`jet` pushes each coefficient through what is linear."""
+    x, v, w = np.random.default_rng(0).normal(size=(3, 2, 6, 7, 3)).astype(np.float32)
+    f = functools.partial(lambda window, x: pool(x, window), window)
+    y, series = jet(f, (x,), ([jnp.asarray(v), jnp.asarray(w)],))
+    for actual, given in zip((y, *series), (x, v, w), strict=True):
+        np.testing.assert_allclose(actual, f(given), rtol=1e-5, atol=1e-5)

@@ -247,9 +247,9 @@ def _reduce_index(x, geometry, largest, where):
     return index
 
 
-def window_sum(x: jax.Array, geometry: Geometry) -> jax.Array:
+def window_sum(x: jax.Array, geometry: Geometry, form: str | None = None) -> jax.Array:
     """The sum of each window, in the dtype of `x`: y_o = sum_{i in W(o)} x_i."""
-    return _sum(x, geometry, chosen_form(geometry))
+    return _sum(x, geometry, form or chosen_form(geometry))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

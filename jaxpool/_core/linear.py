@@ -8,97 +8,42 @@ They are primitives because nothing else lets both directions be written by hand
 tangent of a choice reads one element for each window, its transpose gathers for each
 element the windows that chose it, and neither is what JAX derives from the other. All
 orders and modes follow, since the derivative of a linear map is the map.
-
-Rules are registered with `jax.extend` and `jax.interpreters`, as other libraries of
-primitives do. Batch axes go in front, where a geometry does not look.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from jaxpool._core import places, taps
 from jaxpool._core.geometry import Geometry
-from jaxpool._core.sharding import vary_alike
+from jaxpool._core.primitives import bind, linear_primitive
 
 __all__ = ["place", "place_weighted", "read", "read_weighted"]
 
 
 def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
     """`taps.read`, linear in `x` with the transpose `place`."""
-    return _bind(_read_p, stage, x, *_given(code))
+    return bind(_read_p, stage, x, *_given(code))
 
 
 def place(y: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Array:
     """`places.place`, linear in `y` with the transpose `read`."""
-    return _bind(_place_p, stage, y, *_given(code))
+    return bind(_place_p, stage, y, *_given(code))
 
 
 def read_weighted(x: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
     """`taps.read_weighted`, linear in `x` with the transpose `place_weighted`."""
-    return _bind(_read_weighted_p, stage, x, *weights)
+    return bind(_read_weighted_p, stage, x, *weights)
 
 
 def place_weighted(y: jax.Array, stage: Geometry, *weights: jax.Array) -> jax.Array:
     """`places.place_weighted`, linear in `y` with the transpose `read_weighted`."""
-    return _bind(_place_weighted_p, stage, y, *weights)
+    return bind(_place_weighted_p, stage, y, *weights)
 
 
 def _given(code):
     return () if code is None else (code,)
-
-
-def _bind(primitive, stage, *operands):
-    return primitive.bind(*vary_alike(*operands), stage=stage)
-
-
-def _primitive(name, compute, shape_of, derivative=None):
-    """The primitive of `compute(x, stage, *others)`; its transpose is set below.
-
-    `derivative(primals, tangents, bind)` is that in all operands, for one that has
-    derivatives in the others too.
-    """
-    primitive = Primitive(name)
-
-    def implementation(x, *others, stage):
-        return compute(x, stage, *others)
-
-    def abstract(x, *code, stage):
-        return x.update(shape=shape_of(x.shape, stage), weak_type=False)
-
-    def jvp(primals, tangents, *, stage):
-        bind = functools.partial(_bind, primitive, stage)
-        if derivative is not None:
-            return derivative(primals, tangents, bind)
-        (x, *others), tangent = primals, tangents[0]
-        return bind(x, *others), bind(tangent, *others)
-
-    def batch(operands, axes, *, stage):
-        size = next(
-            operand.shape[axis]
-            for operand, axis in zip(operands, axes, strict=True)
-            if axis is not None
-        )
-        front = [
-            jnp.broadcast_to(operand, (size, *operand.shape))
-            if axis is None
-            else jnp.moveaxis(operand, axis, 0)
-            for operand, axis in zip(operands, axes, strict=True)
-        ]
-        return _bind(primitive, stage, *front), 0
-
-    jitted = jax.jit(implementation, static_argnames="stage")
-    primitive.def_impl(jitted)
-    primitive.def_abstract_eval(abstract)
-    ad.primitive_jvps[primitive] = jvp
-    batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(implementation, multiple_results=False)
-    )
-    return primitive
 
 
 def _transpose_with(other):
@@ -106,7 +51,7 @@ def _transpose_with(other):
         if type(cotangent) is ad.Zero:
             result = ad.Zero(x.aval)
         else:
-            result = _bind(other, stage, cotangent, *others)
+            result = bind(other, stage, cotangent, *others)
         return [result, *[None] * len(others)]
 
     return transpose
@@ -145,7 +90,8 @@ def _weighted_jvp(swapped):
     m has none: what t is, is relative to it.
     """
 
-    def derivative(primals, tangents, bind):
+    def derivative(primals, tangents, bind, stage):
+        del stage
         x, g, m, t, *affine = primals
         dx, dg, _, dt, *daffine = tangents
         y = bind(x, g, m, t, *affine)
@@ -169,15 +115,15 @@ def _weighted_jvp(swapped):
     return derivative
 
 
-_read_p = _primitive("pool_read", taps.read, _out_shape)
-_place_p = _primitive("pool_place", places.place, _in_shape)
+_read_p = linear_primitive("pool_read", taps.read, _out_shape)
+_place_p = linear_primitive("pool_place", places.place, _in_shape)
 ad.primitive_transposes[_read_p] = _transpose_with(_place_p)
 ad.primitive_transposes[_place_p] = _transpose_with(_read_p)
 
-_read_weighted_p = _primitive(
+_read_weighted_p = linear_primitive(
     "pool_read_weighted", taps.read_weighted, _out_shape, _weighted_jvp(False)
 )
-_place_weighted_p = _primitive(
+_place_weighted_p = linear_primitive(
     "pool_place_weighted", places.place_weighted, _in_shape, _weighted_jvp(True)
 )
 ad.primitive_transposes[_read_weighted_p] = _transpose_with(_place_weighted_p)

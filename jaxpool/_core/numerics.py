@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxpool._core.plain import plain
+from jaxpool._core.primitives import bind, linear_primitive
 
 __all__ = [
     "accumulation_dtype",
@@ -51,20 +52,26 @@ def divide(total: jax.Array, count: ArrayLike) -> jax.Array:
     if not isinstance(count, jax.Array):
         if np.all(np.frexp(count)[0] == 0.5):
             return total * (1 / np.asarray(count)).astype(total.dtype)
-    count = jnp.asarray(count).astype(total.dtype)
-    return total / count if plain() else _divide(total, count)
+    count = lax.stop_gradient(jnp.asarray(count).astype(total.dtype))
+    if plain():
+        return total / count
+    total = jnp.broadcast_to(total, jnp.broadcast_shapes(total.shape, count.shape))
+    count = lax.expand_dims(count, range(total.ndim - count.ndim))
+    return bind(_divide_p, None, total, count)
 
 
-@jax.custom_jvp
-def _divide(total, count):
+def _divide(total, _, count):
     # XLA cannot see that both branches are the same, and the choice costs no memory.
     return total / jnp.where(total != 0, count, lax.optimization_barrier(count))
 
 
-@_divide.defjvp
-def _divide_jvp(primals, tangents):
-    total, count = primals
-    return _divide(total, count), tangents[0] / count
+def _divide_jvp(primals, tangents, bind, _):
+    return bind(*primals), tangents[0] / primals[1]
+
+
+_divide_p = linear_primitive(
+    "pool_divide", _divide, lambda shape, _: shape, _divide_jvp
+)
 
 
 def at_least(x: jax.Array, bound: float) -> jax.Array:

@@ -4,8 +4,6 @@ Half-precision inputs are added up, and their gradients too, in float32 and roun
 once at the end; integers widen as in `jnp.sum` and `jnp.mean`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxpool._core.arguments import check_padding, laid, reduced, whole
 from jaxpool._core.engine import window_extremum, window_mean, window_sum
 from jaxpool._core.geometry import Geometry
+from jaxpool._core.lowering import chosen_form
 from jaxpool._core.numerics import (
     accumulation_dtype,
     divide,
@@ -22,6 +21,8 @@ from jaxpool._core.numerics import (
     sum_dtype,
 )
 from jaxpool._core.op import pool_op
+from jaxpool._core.plain import plain
+from jaxpool._core.primitives import bind, linear_primitive
 from jaxpool._core.stages import holds_nothing
 from jaxpool._core.window import Ints, Padding, as_flag, as_number
 
@@ -238,18 +239,27 @@ def masked_mean(
     return divide(total, jnp.maximum(jnp.asarray(counts, counted), 1))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _mean_of(x, geometry, count):
     """The mean of windows that all have as many elements."""
-    return divide(window_sum(x, geometry), count)
+    stage = geometry, chosen_form(geometry), count
+    return _mean(x, stage) if plain() else bind(_mean_p, stage, x)
 
 
-@_mean_of.defjvp
-def _mean_of_jvp(geometry, count, primals, tangents):
-    (x,), (tangent,) = primals, tangents
+def _mean(x, stage):
+    geometry, form, count = stage
+    return divide(window_sum(x, geometry, form), count)
+
+
+def _mean_jvp(primals, tangents, bind, stage):
+    geometry, form, count = stage
     # Divided first, so that the transpose divides last: XLA then does it in one pass
     # with the sums, instead of keeping the quotients.
-    return _mean_of(x, geometry, count), window_sum(tangent / count, geometry)
+    return bind(*primals), window_sum(tangents[0] / count, geometry, form)
+
+
+_mean_p = linear_primitive(
+    "pool_mean", _mean, lambda shape, stage: stage[0].out_shape(shape), _mean_jvp
+)
 
 
 def widened(x: jax.Array) -> jax.Array:
