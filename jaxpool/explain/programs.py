@@ -114,12 +114,13 @@ def _linen(model: Any, x: jax.ShapeDtypeStruct, options: dict[str, Any]) -> Prog
     rest = {k: v for k, v in variables.items() if k != "params"}
 
     def run(recorder, weights, rest, x):
-        held = {"params": weights, **rest}
+        collections, keys = rest
+        held = {"params": weights, **collections}
         with recorder.recording(), recorder.linen():
-            result, _ = model.apply(held, x, **options, mutable=True, rngs=streams)
+            result, _ = model.apply(held, x, **options, mutable=True, rngs=keys)
         return result
 
-    return Program(run, params, rest)
+    return Program(run, params, (rest, jax.tree.map(_shape, streams)))
 
 
 def _nnx(model: Any, options: dict[str, Any], training: bool) -> Program:
