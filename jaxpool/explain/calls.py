@@ -162,7 +162,10 @@ class Recorder:
             return run(*args, **kwargs)
         path = self._top.path if self._open else ""
         call = Call(name, path, True, self._parent)
-        bound = inspect.signature(run).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(run).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"`{name}`: {error}.") from None
         bound.apply_defaults()
         edit = self.edits.get(len(self.calls), {})
         given = {**bound.arguments, **edit}
