@@ -39,8 +39,10 @@ def _answered(arguments: list[str], run: Callable[[], int]) -> int:
         return run()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = complaint(error) or _lacking(name, error)
+        if isinstance(error, SystemExit) and not text:
+            raise  # by argparse
         if text:
             print(f"jaxpool {name}: {text}", file=sys.stderr)
         else:
@@ -59,7 +61,7 @@ _RESUMED = ("compare", "bench")
 _EXTRAS = {"compare": "compare", "bench": "bench", "shape": "bench"}
 
 
-def _lacking(command: str, error: Exception) -> str | None:
+def _lacking(command: str, error: BaseException) -> str | None:
     """What to install, if it is that which an error is about."""
     if not isinstance(error, ModuleNotFoundError) or command not in _EXTRAS:
         return None

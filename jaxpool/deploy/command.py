@@ -66,7 +66,9 @@ def deploy(
         options["calibration"] = [tuple(batch) for batch in batches[:_MOST_BATCHES]]
     fn = _load(model)
     with user_code.running("deploy", model), evaluation():
-        jax.eval_shape(fn, *batches[0])
+        results = jax.tree.leaves(jax.eval_shape(fn, *batches[0]))
+    if not results:
+        raise fail("deploy", "model", "must return at least one array", model)
     path = Path(out or Path(model.rpartition(":")[0]).with_suffix(SUFFIXES[to]).name)
     try:
         return getattr(jaxpool.deploy, f"to_{to}")(fn, *batches[0], out=path, **options)
@@ -103,7 +105,7 @@ def _examples(file, specs, calibrates):
             for shape, dtype in specs
         ]
     try:
-        with np.load(file) as arrays:
+        with open(file, "rb") as contents, np.load(contents) as arrays:
             found = [arrays[name] for name in arrays.files]
         for array in found:
             jnp.zeros((), array.dtype)
@@ -143,8 +145,6 @@ def _load(model: str) -> Callable[..., Any]:
     with user_code.running("deploy", model):
         if callable(function) and _needs_nothing(function):
             function = function()
-        if callable(evaluate := getattr(function, "eval", None)):
-            evaluate()
     if not callable(function) or isinstance(function, type):
         rule = "must name a function of arrays, or one without arguments that gives it"
         raise fail("deploy", "model", rule, model)
@@ -152,12 +152,18 @@ def _load(model: str) -> Callable[..., Any]:
         rule = "must hold its weights: a Linen module's are in a function such as "
         rule += "lambda x: module.apply(variables, x)"
         raise fail("deploy", "model", rule, model)
+    if callable(evaluate := getattr(function, "eval", None)):
+        with user_code.running("deploy", model):
+            evaluate()
     return function
 
 
 def _needs_nothing(function) -> bool:
+    # Of an NNX class the signature itself takes anything.
+    is_class = isinstance(function, type)
+    call = function.__init__ if is_class else function
     try:
-        inspect.signature(function).bind()
+        inspect.signature(call).bind(*[None] * is_class)
     except (TypeError, ValueError):
         return False
     return True
