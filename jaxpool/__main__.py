@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from jaxpool import __version__
+from jaxpool._core.user_code import UserError, complaint
 from jaxpool._core.window import fail
 
 __all__ = ["main"]
@@ -22,16 +23,51 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name, `sys.argv[1:]` by default.
 
     Returns:
-      The exit code: 0, 1 for a model that breaks (`shape`), 2 for a request that cannot
-      be met, 130 for Ctrl-C.
+      The exit code: 0, 1 for a model that breaks (`shape`) and for a fault of jaxpool,
+      2 for a request that cannot be met, 130 for Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = vars(_parser().parse_args(arguments))
     handler = options.pop("handler")
+    return _answered(arguments, lambda: handler(arguments, options))
+
+
+def _answered(arguments: list[str], run: Callable[[], int]) -> int:
+    """The exit code of a command; what keeps it from its end is said here, once."""
+    name = arguments[0]
     try:
-        return handler(arguments, options)
+        return run()
     except KeyboardInterrupt:
         return 130
+    except (Exception, SystemExit) as error:
+        text = complaint(error) or _lacking(name, error)
+        if isinstance(error, SystemExit) and not text:
+            raise  # by argparse
+        if text:
+            print(f"jaxpool {name}: {text}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(_FAULT.format(__version__, shlex.join(arguments)), file=sys.stderr)
+        if isinstance(error, OSError) and name in _RESUMED:
+            _say_how_to_go_on("Stopped", arguments)
+        return 2 if text else 1
+
+
+_FAULT = """\
+That is a fault of jaxpool {}, not of what you asked for. Please report it, as an issue
+where you have jaxpool from: all lines above, this command and what `pip freeze` prints.
+  jaxpool {}"""
+_RESUMED = ("compare", "bench")
+_EXTRAS = {"compare": "compare", "bench": "bench", "shape": "bench"}
+
+
+def _lacking(command: str, error: BaseException) -> str | None:
+    """What to install, if it is that which an error is about."""
+    if not isinstance(error, ModuleNotFoundError) or command not in _EXTRAS:
+        return None
+    package = (error.name or "jaxpool").partition(".")[0]
+    extra = f"needs the package {package}: pip install 'jaxpool[{_EXTRAS[command]}]'"
+    return None if package == "jaxpool" else extra
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -329,16 +365,8 @@ def _compare(
     address = options.pop("distributed")
     if address is None:
         return _compare_here(parser, arguments, options)
-    try:
-        _meet(address)
-    except (ValueError, RuntimeError) as error:
-        print(f"jaxpool compare: {error}", file=sys.stderr)
-        return 2
-    try:
-        code = _compare_here(parser, arguments, options)
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    _meet(address)
+    code = _answered(arguments, lambda: _compare_here(parser, arguments, options))
     if code:
         # JAX would wait at the exit for the others, who wait for this process.
         sys.stdout.flush()
@@ -351,42 +379,33 @@ def _meet(address: str) -> None:
     """Joins the processes that compare together, before JAX looks for devices."""
     import jax
 
-    if not address:
-        jax.distributed.initialize()
-        return
+    meet = jax.distributed.initialize
+    if address:
+        try:
+            coordinator, count, index = address.split(",")
+            meet = partial(meet, coordinator, int(count), int(index))
+        except ValueError:
+            rule = "must be HOST:PORT,N,I, or nothing where JAX finds the processes"
+            raise fail("compare", "distributed", rule, address) from None
     try:
-        coordinator, count, index = address.split(",")
-        numbers = int(count), int(index)
-    except ValueError:
-        rule = "must be HOST:PORT,N,I, or nothing where JAX finds the processes"
-        raise fail("compare", "distributed", rule, address) from None
-    jax.distributed.initialize(coordinator, *numbers)
+        meet()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from error
 
 
 def _compare_here(
     parser: argparse.ArgumentParser, arguments: list[str], options: dict
 ) -> int:
+    from jaxpool.compare import compare, print_results, read_config
+
+    if config := options.pop("config"):
+        parser.set_defaults(**read_config(config))
+        options = vars(parser.parse_args(arguments[1:]))
+        for name in ("config", "distributed", "handler"):
+            del options[name]
     try:
-        from jaxpool.compare import UserError, compare, print_results, read_config
-    except ModuleNotFoundError as error:
-        extra = f"needs the package {error.name}: pip install 'jaxpool[compare]'"
-        print(f"jaxpool compare: {extra}", file=sys.stderr)
-        return 2
-    try:
-        if config := options.pop("config"):
-            parser.set_defaults(**read_config(config))
-            options = vars(parser.parse_args(arguments[1:]))
-            for name in ("config", "distributed", "handler"):
-                del options[name]
         compare(**options)
         print_results(options["out"])
-    except UserError as error:
-        print(f"jaxpool compare: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"jaxpool compare: {error}", file=sys.stderr)
-        _say_how_to_go_on("Stopped", arguments)
-        return 2
     except KeyboardInterrupt:
         with contextlib.suppress(UserError):
             print_results(options["out"])
@@ -396,21 +415,9 @@ def _compare_here(
 
 
 def _bench(arguments: list[str], options: dict) -> int:
-    try:
-        from jaxpool.bench import UserError, bench, print_tables
-    except ModuleNotFoundError as error:
-        extra = f"needs the package {error.name}: pip install 'jaxpool[bench]'"
-        print(f"jaxpool bench: {extra}", file=sys.stderr)
-        return 2
-    try:
-        results = bench(**options)
-    except UserError as error:
-        print(f"jaxpool bench: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"jaxpool bench: {error}", file=sys.stderr)
-        _say_how_to_go_on("Stopped", arguments)
-        return 2
+    from jaxpool.bench import bench, print_tables
+
+    results = bench(**options)
     print_tables(results)
     if results["interrupted"]:
         _say_how_to_go_on("Interrupted", arguments)
@@ -422,11 +429,7 @@ def _deploy(arguments: list[str], options: dict) -> int:
     del arguments
     from jaxpool.deploy.command import deploy
 
-    try:
-        made = deploy(options.pop("model"), **options)
-    except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
-        print(f"jaxpool deploy: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    made = deploy(options.pop("model"), **options)
     print(f"{made.path}: {made.path.stat().st_size:,} bytes")
     print("nodes:", ", ".join(f"{n} {kind}" for kind, n in made.nodes.items()))
     print(f"largest difference to JAX: {made.error:.2g} of the largest value")
@@ -435,17 +438,9 @@ def _deploy(arguments: list[str], options: dict) -> int:
 
 def _shape(arguments: list[str], options: dict) -> int:
     del arguments
-    try:
-        from jaxpool.explain.command import UserError, shape
-    except ModuleNotFoundError as error:
-        extra = f"needs the package {error.name}: pip install 'jaxpool[bench]'"
-        print(f"jaxpool shape: {extra}", file=sys.stderr)
-        return 2
-    try:
-        return shape(**options)
-    except UserError as error:
-        print(f"jaxpool shape: {error}", file=sys.stderr)
-        return 2
+    from jaxpool.explain.command import shape
+
+    return shape(**options)
 
 
 def _say_how_to_go_on(what: str, arguments: list[str]) -> None:

@@ -16,8 +16,7 @@ ROOT = Path(jaxpool.__file__).parent
 # Imports run from a later layer to an earlier one, never back.
 LAYERS = [
     ["_core/window", "_core/op", "_core/plain", "_core/files"],
-    ["_core/geometry"],
-    ["_core/sharding"],
+    ["_core/geometry", "_core/sharding", "_core/user_code"],
     ["_core/primitives"],
     ["_core/numerics", "_core/stages"],
     ["_core/lowering"],

@@ -375,6 +375,19 @@ BAD_ARRAYS = {
     "nan": (changed(x_test=X_TEST * np.nan), "x_test must be finite; got '2240 NaN"),
     "inf": (changed(x_train=X * 1e300), "x_train must be finite"),
     "constant": (changed(x_train=X * 0), "x_train must not be constant; got 0.0"),
+    "a tenth": (
+        changed(x_train=np.full(X.shape, 0.1, "f4")),  # whose float32 mean is another
+        "x_train must not be constant; got 0.1",
+    ),
+    "subnormal": (
+        changed(x_train=X * np.float32(1e-41)),
+        "x_train must have a standard deviation of at least float32's 1.2e-38; got 5",
+    ),
+    "outlier": (
+        changed(x_train=X * 1e-30, x_test=X_TEST * 1e30),
+        "x_test must fit into float32 when it is standardized; got '22",
+    ),
+    "beyond": (changed(x_train=X * 1e100), "x_train must be finite; got '4"),
     "float labels": (
         changed(y_train=Y * 1.0),
         "y_train must be integer; got 'float64'",
@@ -428,6 +441,31 @@ def test_pixels_are_scaled_then_standardized(tmp_path):
     # uint8 and [0, 1] mean the same, even side by side.
     np.savez(path, **changed(x_test=X_TEST[..., None] / 255))
     np.testing.assert_allclose(load(path).x_test, from_uint8.x_test, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 1000])
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [("f2", s) for s in (1e-3, 1)]
+    + [("f4", s) for s in (1e-35, 1e-30, 1e-15, 1, 1e15, 1e22, 1e30, 1e33)]
+    + [("f8", s) for s in (1e-35, 1e22, 1e33)],
+)
+def test_pixels_of_any_size_are_standardized(dtype, scale, colours, shift, tmp_path):
+    path = tmp_path / "scaled.npz"
+    images = {}
+    for key, x in (("x_train", X), ("x_test", X_TEST)):
+        x = (x / 255 + shift) * scale
+        x = np.stack([x, 2 * x, -x], -1) if colours else x[..., None]
+        images[key] = x.astype(dtype)
+    np.savez(path, **changed(**images))
+    dataset = load(str(path))
+    wide = {key: x.astype(np.float32).astype(float) for key, x in images.items()}
+    mean, std = wide["x_train"].mean(), wide["x_train"].std()
+    assert (dataset.mean, dataset.std) == pytest.approx((mean, std), rel=1e-9, abs=0)
+    for key, x in wide.items():
+        found = getattr(dataset, key)
+        np.testing.assert_allclose(found, (x - mean) / std, rtol=3e-7, atol=1e-6)
 
 
 @pytest.mark.parametrize(

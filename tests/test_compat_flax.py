@@ -1,10 +1,12 @@
 """Flax models, with and without `jaxpool.compat.flax.use()`."""
 
+import contextlib
 import functools
 import importlib
 import inspect
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -23,7 +25,10 @@ from flax.linen.pooling import avg_pool, max_pool, min_pool, pool
 from jax import lax
 
 import jaxpool
+from jaxpool._core.op import OPS
 from jaxpool.compat import flax as compat
+from jaxpool.compat._switch import Switch, observed
+from jaxpool.explain import explain, memory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -249,6 +254,155 @@ def test_threads():
         thread.join()
     assert seen == [True] * 20
     assert not is_on()
+
+
+# Beside `jaxpool.explain`, which puts stand-ins into the same functions.
+
+
+def leaves_it_on(x):
+    compat.use()
+    return nn.max_pool(x, (3, 3))
+
+
+def leaves_it_off(x):
+    compat.use()
+    y = nn.max_pool(x, (3, 3))
+    compat.restore()
+    return y
+
+
+def breaks(x):
+    with compat.use():
+        return nn.max_pool(x, (3, 3)) + leaves_it_on(x).broken
+
+
+def uses_it(x):
+    with compat.use():
+        y = nn.max_pool(x, (3, 3))
+    return nn.avg_pool(y, (1, 1))
+
+
+def explains(x):
+    with compat.use():
+        explain(leaves_it_on, x.shape)
+    return leaves_it_off(x)
+
+
+@pytest.mark.parametrize("look", [explain, memory])
+@pytest.mark.parametrize("outside", [contextlib.nullcontext, compat.use])
+@pytest.mark.parametrize(
+    ("model", "on"),
+    [
+        (leaves_it_on, True),
+        (leaves_it_off, False),
+        (breaks, True),
+        (uses_it, None),
+        (explains, False),
+    ],
+)
+def test_a_model_that_turns_it_while_it_is_explained(model, on, outside, look):
+    functions = [*(op.fn for op in OPS.values()), max_pool, avg_pool, min_pool, pool]
+    before = [(f.__code__, vars(f).copy()) for f in functions]
+    with outside():
+        on = is_on() if on is None else on
+        with contextlib.suppress(AttributeError):
+            told = look(model, (1, 6, 6, 1))
+            if look is explain and model is not breaks:
+                assert told.layers[0].op == "max_pool"
+        assert is_on() is on  # as the model left it
+        use = compat.use()  # Flax is one that is known
+        assert is_on()
+        use.restore()
+        assert is_on() is on
+    compat.restore()
+    assert [(f.__code__, vars(f)) for f in functions] == before
+
+
+def test_in_any_order():
+    """Whoever begins and ends when: it is on while somebody asks, and looked at."""
+    watched = Switch(lambda: {max_pool: lambda *args: 0, avg_pool: min_pool}, True)
+    other = Switch(lambda: {pool: lambda *args: 0})
+    switches, draw_one = [compat._switch, watched, other], random.Random(5)
+    codes = [f.__code__ for f in (max_pool, avg_pool, min_pool, pool)]
+    for _ in range(20):
+        uses = []
+        for _ in range(30):
+            if uses and draw_one.random() < 0.5:
+                uses.pop(draw_one.randrange(len(uses)))[1].restore()
+            else:
+                switch = draw_one.choice(switches)
+                uses.append((switch, switch.use()))
+            on, seen, taken = (switch in [s for s, _ in uses] for switch in switches)
+            assert (min_pool.__code__ is compat.min_pool.__code__) is on
+            assert (
+                max_pool.__code__ not in (codes[0], compat.max_pool.__code__)
+            ) is seen
+            below = compat.max_pool.__code__ if on else codes[0]
+            assert observed(max_pool).__code__ is below
+            assert (pool.__code__ is not codes[3]) is (on or taken)
+        for _, use in uses:
+            use.restore()
+        assert [f.__code__ for f in (max_pool, avg_pool, min_pool, pool)] == codes
+
+
+def test_a_context_that_is_entered_twice():
+    use = compat.use()
+    with use:
+        with use:
+            assert is_on()
+        assert is_on()
+    assert not is_on()
+
+
+class Pools(nnx.Module):
+    def __call__(self, x):
+        with compat.use():
+            return nnx.max_pool(
+                jax.jit(nnx.max_pool, static_argnums=1)(x, (2, 2)), (2, 2)
+            )
+
+
+def test_explained_in_threads():
+    call, told = Pools.__call__, []
+    barrier = threading.Barrier(4)
+
+    def work(size):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            for _ in range(5):
+                barrier.wait()
+                explanation = explain(Pools(), (1, size, size, 1))
+                told.append([e.output_shape[1] - size for e in explanation.layers])
+
+    threads = [threading.Thread(target=work, args=[size]) for size in range(6, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == [[-1, -2]] * 20
+    assert Pools.__call__ is call
+    assert not is_on()
+
+
+def halved(x):
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def test_what_is_traced_while_it_is_explained_is_not_used_later():
+    @jax.jit
+    def model(x):
+        return jax.lax.cond(x.sum() > 0, halved, lambda x: -halved(x), jax.jit(abs)(x))
+
+    x = draw(1, 4, 4, 1) + 1
+    theirs = model(x)
+    jax.clear_caches()
+    needs = memory(model, x.shape, swap={"avg": "max"})
+    assert needs.after != needs.before
+    for _ in range(2):
+        explanation = explain(model, x.shape)
+        pools = [e.op for e in explanation.layers if e.is_pool]
+        assert pools == ["avg_pool", "avg_pool"]
+    equal(model(x), theirs)
+    assert "jaxpool" not in str(jax.make_jaxpr(model)(x))
 
 
 # What is refused.

@@ -17,7 +17,9 @@ import pytest
 from oracle import bins, element_mean, line, maximum, over_windows
 
 import jaxpool
+import jaxpool.compat.flax
 from jaxpool.compat import keras as compat
+from jaxpool.explain import explain
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -334,6 +336,21 @@ def test_use_and_restore(keras):
     assert not is_on()
     compat.use()
     outer.restore()
+    assert is_on()
+    compat.restore()
+    assert not is_on()
+
+
+def test_a_model_that_turns_it_on_while_it_is_explained(keras):
+    def model(x):
+        compat.use()
+        with jaxpool.compat.flax.use():
+            return keras.ops.max_pool(x, 2)
+
+    explanation = explain(model, (1, 4, 4, 1))
+    assert [e.op for e in explanation.layers] == ["max_pool"]
+    assert is_on()
+    compat.use().restore()
     assert is_on()
     compat.restore()
     assert not is_on()

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import math
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from jaxpool.compare.settings import UserError, check
 __all__ = ["Dataset", "load"]
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_SMALLEST = float(np.finfo(np.float32).tiny)  # XLA takes what is smaller for 0
+_BLOCK = 2**20  # elements
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,11 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
         require(x.dtype == np.uint8 or x.dtype.kind == "f", key, rule, x.dtype.name)
         scale = 255 if x.dtype == np.uint8 else 1
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf
-            x = x.astype(np.float32) / np.float32(scale)
+            x = x.astype(np.float32)
+        x /= np.float32(scale)
         bad = int(np.count_nonzero(~np.isfinite(x)))
-        require(bad == 0, key, "must be finite", f"{bad} NaN or infinite values")
+        found = f"{bad} NaN or infinite values in float32"
+        require(bad == 0, key, "must be finite", found)
         images[part] = x if x.ndim == 4 else x[..., None]
 
         key = f"y_{part}"
@@ -258,23 +264,46 @@ def _prepare(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
     rule = f"must have labels from 0 to {classes - 1}, as in y_train"
     require(unknown.size == 0, "y_test", rule, _some(unknown))
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = images["train"].mean(), images["train"].std()
-        require(std != 0, "x_train", "must not be constant", float(mean))
-        for part, x in images.items():
-            images[part] = x = (x - mean) / std
-            rule = "must fit into float32 when it is standardized"
-            bad = int(np.count_nonzero(~np.isfinite(x)))
-            require(bad == 0, f"x_{part}", rule, f"{bad} NaN or infinite values")
+    x = images["train"]
+    require(x.min() != x.max(), "x_train", "must not be constant", float(x.max()))
+    mean, std = _statistics(x)
+    rule = f"must have a standard deviation of at least float32's {_SMALLEST:.2g}"
+    require(std >= _SMALLEST, "x_train", rule, std)
+    for part, x in images.items():
+        _standardize(x, mean, std)
+        rule = "must fit into float32 when it is standardized"
+        bad = int(np.count_nonzero(~np.isfinite(x)))
+        require(bad == 0, f"x_{part}", rule, f"{bad} NaN or infinite values")
     return Dataset(
         images["train"],
         labels["train"].astype(np.int32),
         images["test"],
         labels["test"].astype(np.int32),
         classes,
-        float(mean),
-        float(std),
+        mean,
+        std,
     )
+
+
+def _statistics(x: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, in float64: of float32 neither overflows there."""
+    mean = float(x.mean(dtype=np.float64))
+    squares = (np.square(block.astype(np.float64) - mean).sum() for block in _blocks(x))
+    return mean, math.sqrt(sum(map(float, squares)) / x.size)
+
+
+def _standardize(x: np.ndarray, mean: float, std: float) -> None:
+    """Shifts and scales in place; what is beyond float32 on the way becomes inf."""
+    with np.errstate(over="ignore"):
+        for block in _blocks(x):
+            block[...] = block.astype(np.float64) - mean
+            block /= np.float32(std)
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The images, in views of few enough that a copy in float64 is small."""
+    step = max(1, _BLOCK // x[0].size)
+    return (x[i : i + step] for i in range(0, len(x), step))
 
 
 def _some(labels: np.ndarray) -> str | list[int]:

@@ -1,17 +1,20 @@
 """What `jaxpool deploy` does: a function of a file, examples, and a writer."""
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxpool.deploy
+from jaxpool._core import user_code
+from jaxpool._core.user_code import UserError
 from jaxpool._core.window import fail
 from jaxpool.deploy.agreement import Artefact, DeployError
+from jaxpool.deploy.functions import evaluation
 
 __all__ = ["SUFFIXES", "deploy"]
 
@@ -47,8 +50,7 @@ def deploy(
       **options: those of the targets' that were given.
 
     Raises:
-      ValueError, TypeError, ModuleNotFoundError, OSError: for what the user can mend,
-        in one line.
+      ValueError, TypeError, ModuleNotFoundError, OSError: for what the user can mend.
     """
     for name in options:
         if to not in _OPTIONS.get(name, SUFFIXES):
@@ -63,8 +65,15 @@ def deploy(
     if options.get("dtype") == "int8":
         options["calibration"] = [tuple(batch) for batch in batches[:_MOST_BATCHES]]
     fn = _load(model)
+    with user_code.running("deploy", model), evaluation():
+        results = jax.tree.leaves(jax.eval_shape(fn, *batches[0]))
+    if not results:
+        raise fail("deploy", "model", "must return at least one array", model)
     path = Path(out or Path(model.rpartition(":")[0]).with_suffix(SUFFIXES[to]).name)
-    return getattr(jaxpool.deploy, f"to_{to}")(fn, *batches[0], out=path, **options)
+    try:
+        return getattr(jaxpool.deploy, f"to_{to}")(fn, *batches[0], out=path, **options)
+    except DeployError as error:
+        raise UserError(str(error)) from error
 
 
 def _spec(text: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -73,7 +82,7 @@ def _spec(text: str) -> tuple[tuple[int, ...], np.dtype]:
         sizes = tuple(int(n) for n in shape.split("x"))
         if min(sizes) < 1:
             raise ValueError
-        return sizes, np.dtype(dtype or "float32")
+        return sizes, jnp.zeros((), dtype or "float32").dtype
     except (TypeError, ValueError):
         rule = "must be sizes and a dtype, as 1x28x28x1:float32"
         raise fail("deploy", "input", rule, text) from None
@@ -96,10 +105,12 @@ def _examples(file, specs, calibrates):
             for shape, dtype in specs
         ]
     try:
-        with np.load(file) as arrays:
+        with open(file, "rb") as contents, np.load(contents) as arrays:
             found = [arrays[name] for name in arrays.files]
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or "it is no file of arrays"
+        for array in found:
+            jnp.zeros((), array.dtype)
+    except Exception as error:  # a damaged file makes it raise many kinds
+        why = getattr(error, "strerror", None) or "it is no file of arrays of numbers"
         rule = f"must be an .npz file ({why})"
         raise fail("deploy", "examples", rule, file) from error
     counts = {len(array) if array.ndim else 0 for array in found}
@@ -126,38 +137,33 @@ def _batches(arrays, specs, static):
 
 def _load(model: str) -> Callable[..., Any]:
     """The function: called if it needs no arguments, and its result put in eval()."""
-    file, _, name = model.rpartition(":")
-    path = Path(file)
-    if path.suffix != ".py" or not name or not path.is_file():
+    place, _, name = model.rpartition(":")
+    if not place.endswith(".py") or not name or not Path(place).is_file():
         rule = "must be FILE.py:NAME, of a file that exists"
         raise fail("deploy", "model", rule, model)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise fail("deploy", "model", "must be a Python file", model)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script
-    try:
-        spec.loader.exec_module(module)
-        function = getattr(module, name, None)
+    function = getattr(user_code.load("deploy", place), name, None)
+    with user_code.running("deploy", model):
         if callable(function) and _needs_nothing(function):
             function = function()
-    except Exception as error:
-        kind = type(error).__name__
-        raise DeployError(f"`deploy`: {model} fails: {kind}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         rule = "must name a function of arrays, or one without arguments that gives it"
         raise fail("deploy", "model", rule, model)
-    evaluate = getattr(function, "eval", None)
-    if callable(evaluate):
-        evaluate()
+    if user_code.is_linen(function) and getattr(function, "scope", None) is None:
+        rule = "must hold its weights: a Linen module's are in a function such as "
+        rule += "lambda x: module.apply(variables, x)"
+        raise fail("deploy", "model", rule, model)
+    if callable(evaluate := getattr(function, "eval", None)):
+        with user_code.running("deploy", model):
+            evaluate()
     return function
 
 
 def _needs_nothing(function) -> bool:
+    # Of an NNX class the signature itself takes anything.
+    is_class = isinstance(function, type)
+    call = function.__init__ if is_class else function
     try:
-        inspect.signature(function).bind()
+        inspect.signature(call).bind(*[None] * is_class)
     except (TypeError, ValueError):
         return False
     return True

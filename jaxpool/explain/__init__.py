@@ -150,7 +150,8 @@ def _axes(caller: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _explanation(tries: Tries, traced: Trace, batched: bool) -> Explanation:
     layers = layers_of(traced, tries.texts)
-    rough = [e.seen_after.rough for e in traced.events if e.seen_after]
+    deps = [traced.result, *(e.seen_after for e in traced.events)]
+    rough = [dep.rough for dep in deps if dep]
     return Explanation(
         input_shape=tuple(tries.x.shape),
         spatial_axes=tuple(tries.axes),

@@ -1,9 +1,9 @@
 """Which layers a program calls, with which arrays and arguments.
 
 While somebody records, jaxpool's pooling functions and Flax's run a stand-in: their
-code is exchanged, as `jaxpool.compat` does, so that it does not matter by what name a
-model knows them. Modules of Flax report their calls through `nn.intercept_methods`, or
-through a `__call__` put around their own.
+code is exchanged, by what `jaxpool.compat` exchanges it with, so that it does not
+matter by what name a model knows them. Modules of Flax report their calls through
+`nn.intercept_methods`, or through a `__call__` put around their own.
 
 Every array that goes into a call or comes out of it passes `checkpoint_name`, JAX's
 identity with a name: so the calls can be found again in the program's jaxpr.
@@ -15,7 +15,6 @@ import functools
 import importlib
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -28,6 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxpool._core.geometry import Geometry, adaptive_axis
 from jaxpool._core.op import OPS
 from jaxpool._core.window import Window, resolve_axes
+from jaxpool.compat._switch import Switch, observed
 from jaxpool.explain.fields import TAG
 
 __all__ = ["Call", "EmptyResult", "Recorder"]
@@ -95,7 +95,7 @@ class Recorder:
         """The context in which this thread's calls are recorded."""
         token = _recorder.set(self)
         try:
-            with _exchange:
+            with _exchange.use(), _apart(object()):
                 yield
         finally:
             _recorder.reset(token)
@@ -131,20 +131,13 @@ class Recorder:
             if isinstance(node, nnx.Module)
         }
         kinds = {type(n) for _, n in nnx.iter_graph(model) if isinstance(n, nnx.Module)}
-        undo = []
-        try:
-            for kind in kinds:
-                if not callable(original := getattr(kind, _CALL, None)):
-                    continue
-                undo.append((kind, kind.__dict__.get(_CALL)))
-                setattr(kind, _CALL, self._reporting(original, paths))
+        owners = {c for k in kinds for c in k.__mro__ if _CALL in vars(c)}
+
+        def stand_ins():
+            return {c: self._reporting(getattr(c, _CALL), paths) for c in owners}
+
+        with Switch(stand_ins, observes=True).use():
             yield
-        finally:
-            for kind, original in undo:
-                if original is None:
-                    delattr(kind, _CALL)
-                else:
-                    setattr(kind, _CALL, original)
 
     def _reporting(self, original: Callable[..., Any], paths: dict[int, str]):
         @functools.wraps(original)
@@ -169,7 +162,10 @@ class Recorder:
             return run(*args, **kwargs)
         path = self._top.path if self._open else ""
         call = Call(name, path, True, self._parent)
-        bound = inspect.signature(run).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(run).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"`{name}`: {error}.") from None
         bound.apply_defaults()
         edit = self.edits.get(len(self.calls), {})
         given = {**bound.arguments, **edit}
@@ -291,7 +287,8 @@ def _adaptive(given: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry:
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
     "jaxpool_recorder", default=None
 )
-_originals: dict[str, FunctionType] = {}
+_apart = jax.make_user_context()
+"""What is traced in it is traced anew, and used nowhere else."""
 
 
 def _stand_in(*args, **kwargs):
@@ -302,66 +299,32 @@ def _stand_in(*args, **kwargs):
 
 
 def _called(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    recorder, original = _recorder.get(), _originals[name]
+    recorder, run = _recorder.get(), observed(_recorded[name])
     if recorder is None:
-        return original(*args, **kwargs)
-    return recorder.function(name, original, args, kwargs)
+        return run(*args, **kwargs)
+    return recorder.function(name, run, args, kwargs)
 
 
-def _functions() -> dict[str, FunctionType]:
-    """The functions to record, by name: jaxpool's, and Flax's where it is loaded."""
+_recorded: dict[str, FunctionType] = {}
+
+
+def _stand_ins() -> dict[FunctionType, FunctionType]:
+    """For each function to record, jaxpool's and a loaded Flax's, what reports it."""
     functions: dict[str, Any] = {name: op.fn for name, op in OPS.items()}
     if "flax.linen" in sys.modules or "flax.nnx" in sys.modules:
         pooling = importlib.import_module("flax.linen.pooling")
         for name in ("avg_pool", "max_pool", "min_pool", "pool"):
             functions[FLAX + name] = getattr(pooling, name)
-    return functions
+    pairs = {}
+    for name, function in functions.items():
+        plain = isinstance(function, FunctionType) and not function.__closure__
+        if plain and function not in pairs:  # somebody may have put others there
+            code = _stand_in.__code__
+            constants = tuple(name if c == "NAME" else c for c in code.co_consts)
+            code = code.replace(co_consts=constants, co_name=function.__name__)
+            pairs[function] = FunctionType(code, {})
+            _recorded[name] = function
+    return pairs
 
 
-class _Exchange:
-    """A context in which functions run their stand-ins, however often it is entered."""
-
-    def __init__(self):
-        self._depth = 0
-        self._changed: list[tuple[FunctionType, Any]] = []
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._depth:
-                self._exchange()
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth:
-                return
-            while self._changed:
-                function, code = self._changed.pop()
-                function.__code__ = code
-                del function.__dict__["__signature__"]
-
-    def _exchange(self) -> None:
-        for name, function in _functions().items():
-            code, signature = function.__code__, inspect.signature(function)
-            original = FunctionType(
-                code,
-                function.__globals__,
-                function.__name__,
-                function.__defaults__,
-                function.__closure__,
-            )
-            original.__kwdefaults__ = function.__kwdefaults__
-            original.__annotations__ = function.__annotations__
-            _originals[name] = original
-            constants = (name if c == "NAME" else c for c in _STAND_IN.co_consts)
-            function.__dict__["__signature__"] = signature
-            function.__code__ = _STAND_IN.replace(
-                co_consts=tuple(constants), co_name=function.__name__
-            )
-            self._changed.append((function, code))
-
-
-_STAND_IN = _stand_in.__code__
-_exchange = _Exchange()
+_exchange = Switch(_stand_ins, observes=True)

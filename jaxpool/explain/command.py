@@ -1,31 +1,23 @@
 """The command `jaxpool shape`."""
 
 import ast
-import importlib
-import importlib.util
 import inspect
 import json
 import re
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from rich.console import Console
 
+from jaxpool._core import user_code
+from jaxpool._core.user_code import UserError, is_linen, is_nnx
 from jaxpool._core.window import fail
 from jaxpool.explain import Explanation, Memory, explain, explain_chain, memory
-from jaxpool.explain.programs import is_linen, is_nnx
 
-__all__ = ["UserError", "load", "shape"]
+__all__ = ["load", "shape"]
 
 _SHAPE = re.compile(r"\d+(x\d+)*")
-
-
-class UserError(ValueError):
-    """A request that breaks a rule; the command prints it without a traceback."""
 
 
 def shape(what: str, rest: Sequence[str], **options: Any) -> int:
@@ -40,7 +32,7 @@ def shape(what: str, rest: Sequence[str], **options: Any) -> int:
       The exit code: 0, or 1 where the layers or the model break for the input.
 
     Raises:
-      UserError: for a request that breaks a rule.
+      ValueError, TypeError, RuntimeError: for a request that breaks a rule.
     """
     is_chain = _SHAPE.fullmatch(what) is not None
     _check(options, is_chain)
@@ -48,7 +40,7 @@ def shape(what: str, rest: Sequence[str], **options: Any) -> int:
     needs = None
     with Console(stderr=True).status("Following the layers"):
         if is_chain:
-            explained = _asked(explain_chain, _sizes(what), rest)
+            explained = explain_chain(_sizes(what), rest)
         else:
             explained, needs = _of_model(model, rest, options)
     _print(explained, needs, options)
@@ -71,37 +63,16 @@ def load(reference: str) -> Any:
     if not place or not name:
         rule = "must be a shape such as 224x224x3, or FILE.py:NAME"
         raise fail("shape", "model", rule, reference, UserError)
-    module = _module(place)
+    module = user_code.load("shape", place)
     if not hasattr(module, name):
         rule = f"must name something in {place}"
         raise fail("shape", "model", rule, name, UserError)
-    model = _made(getattr(module, name))
+    with user_code.running("shape", reference):
+        model = _made(getattr(module, name))
     if not callable(model):
         rule = "must be a module of Flax, what makes one, or a function of an array"
         raise fail("shape", "model", rule, model, UserError)
     return model
-
-
-def _module(place: str) -> ModuleType:
-    path = Path(place)
-    if path.suffix != ".py":
-        sys.path.insert(0, "")  # as for `python -m`
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name and not f"{place}.".startswith(f"{error.name}."):
-                raise  # something that it imports itself
-            rule = "must be a file ending in .py, or a module that can be imported"
-            raise fail("shape", "model", rule, place, UserError) from None
-    if not path.is_file():
-        raise fail("shape", "model", "must be a file that exists", place, UserError)
-    sys.path.insert(0, str(path.resolve().parent))  # for what it imports
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _made(value: Any) -> Any:
@@ -119,7 +90,11 @@ def _made(value: Any) -> Any:
         for p in [*parameters.values()][is_class:]
         if p.default is p.empty and p.kind not in variable
     ]
-    if {p.name for p in needed} - {"rngs"}:
+    if more := [p.name for p in needed if p.name != "rngs"]:
+        if is_class:
+            rule = "must be an instance, or a function that makes one, of a class that "
+            rule += f"takes {', '.join(more)}"
+            raise fail("shape", "model", rule, value.__name__, UserError)
         return value  # a function of an array
     from flax import nnx
 
@@ -157,20 +132,12 @@ def _of_model(
     axis = options["axis"]
     if axis is not None:
         axis = [_number("axis", a) for a in axis.split(",")]
-    explained = _asked(explain, model, sizes, axis=axis, **extra)
+    explained = explain(model, sizes, axis=axis, **extra)
     if explained.broken or not options["memory"]:
         return explained, None
     swap = dict(map(_pair, options["swap"] or ()))
     batch = options["batch"]
-    return explained, _asked(memory, model, sizes, batch=batch, swap=swap, **extra)
-
-
-def _asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The result of a function whose complaints are the user's to read."""
-    try:
-        return function(*args, **kwargs)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(str(error)) from error
+    return explained, memory(model, sizes, batch=batch, swap=swap, **extra)
 
 
 def _print(explained: Explanation, needs: Memory | None, options: dict) -> None:

@@ -3,8 +3,10 @@
 Along each axis of the input that is asked about, a `Field` holds the first and the last
 position that every element of an array sees. A program is followed operation by
 operation, branches included; nothing is computed but the index tables of gathers and
-the matrices of resizing. An operation without a rule here counts as one that mixes
-everything: what is said is then an upper bound, and said to be one.
+the matrices of resizing. An operation without a rule here, such as a loop or a
+callback, counts as one that reads everything; one with effects reads what earlier ones
+with effects were given as well. What is said is then an upper bound, and said to be
+one.
 """
 
 import functools
@@ -20,7 +22,7 @@ from jax.extend.core import Literal
 
 from jaxpool._core.geometry import Axis, Bins, Geometry
 
-__all__ = ["TAG", "Dep", "Event", "Field", "walk"]
+__all__ = ["ELEMENTWISE", "RULES", "TAG", "Dep", "Event", "Field", "walk"]
 
 TAG = "jaxpool:"
 """What the names begin with that mark where calls take and give their arrays."""
@@ -205,6 +207,7 @@ class _Walker:
     starts: dict[int, Event] = field(default_factory=dict)
     made: dict[Any, int] = field(default_factory=dict)  # what calls gave, by variable
     uses: Counter[Any] = field(default_factory=Counter)  # of variables
+    kept: Dep | None = None  # what effects may keep for later ones: refs, callbacks
 
     def program(
         self,
@@ -237,11 +240,14 @@ class _Walker:
         name = eqn.primitive.name
         if name == "name" and eqn.params["name"].startswith(TAG):
             return [self._mark(eqn, ins[0])], given
-        inner = None if name in _RULES else _inner(eqn)
+        inner = _inner(eqn)
         if inner is not None:
             return self.program(*inner, ins, given)
         if name == "cond":
             return self._branches(eqn, ins, given)
+        if eqn.effects:
+            outs = self._with_effects(eqn, ins)
+            return outs, [None] * len(outs)
         if not any(ins):
             return [None] * len(eqn.outvars), _values(eqn, given)
         outs = [self._result(_At(eqn, j, ins, given)) for j in range(len(eqn.outvars))]
@@ -259,6 +265,18 @@ class _Walker:
         outs = [functools.reduce(_join, each) for each in zip(*results, strict=True)]
         return outs, [None] * len(outs)
 
+    def _with_effects(self, eqn, ins):
+        """Each result sees all that this and earlier operations with effects read."""
+        name = frozenset({eqn.primitive.name})
+        for dep in filter(None, ins):
+            fields = tuple(f.everywhere for f in dep.fields)
+            self.kept = Dep(fields, dep.rough | name).joined(self.kept)
+        kept = self.kept and Dep(self.kept.fields, self.kept.rough | name)
+        outs = [kept] * len(eqn.outvars)
+        if any(ins) and outs:
+            self._tell(eqn, ins, outs)
+        return outs
+
     def _result(self, at: "_At") -> Dep | None:
         result = None
         if 0 in at.out:
@@ -266,7 +284,7 @@ class _Walker:
         for i, dep in enumerate(at.ins):
             if dep is None:
                 continue
-            rule = _RULES.get(at.eqn.primitive.name, _same)
+            rule = RULES.get(at.eqn.primitive.name, _unknown)
             fields, rough = [], dep.rough
             for f in dep.fields:
                 new = f if f.axis is None else rule(f, at, i)
@@ -340,9 +358,17 @@ def _join(a: Dep | None, b: Dep | None) -> Dep | None:
     return b if a is None else a.joined(b)
 
 
+_CALLS = frozenset(
+    "call closed_call composite core_call core_closed_call custom_jvp_call "
+    "custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit linear_call pjit "
+    "remat remat2".split()
+)
+"""Operations that run a program once, on their operands."""
+
+
 def _inner(eqn) -> tuple[Any, Sequence[Any]] | None:
     """The program that an operation runs once on its operands, and its constants."""
-    if eqn.primitive.name in ("scan", "while"):
+    if eqn.primitive.name not in _CALLS:
         return None
     for p in eqn.params.values():
         jaxpr, consts = getattr(p, "jaxpr", p), getattr(p, "consts", ())
@@ -357,8 +383,9 @@ def _inner(eqn) -> tuple[Any, Sequence[Any]] | None:
 def _values(eqn, given: Sequence["_Value | None"]) -> "list[_Value | None]":
     """The values of an operation on constants, if they are small enough to compute."""
     sizes = [math.prod(v.aval.shape) for v in eqn.outvars]
-    nested = any(hasattr(getattr(p, "jaxpr", p), "eqns") for p in eqn.params.values())
-    if nested or None in given or max(sizes, default=0) > _MOST_KNOWN:
+    name = eqn.primitive.name
+    known = (name in RULES or name in _CONSTANTS) and None not in given
+    if not known or max(sizes, default=0) > _MOST_KNOWN:
         return [None] * len(sizes)
     operation = _Operation(eqn, cast(Any, given))
     return [_Value(operation, j) for j in range(len(sizes))]
@@ -436,17 +463,42 @@ Rule = Callable[[Field, _At, int], Field | None]
 """What the result sees by operand `i`; None where that cannot be told."""
 
 _UNSEEN = Field(None, np.full((4, 1), _FAR), None)
-_RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = {}
 
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
     def record(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(names, rule))
+        RULES.update(dict.fromkeys(names, rule))
         return rule
 
     return record
 
 
+_CONSTANTS = frozenset(
+    "iota random_bits random_clone random_fold_in random_seed random_split "
+    "random_unwrap random_wrap threefry2x32".split()
+)
+"""Operations without a rule that give the same wherever they run."""
+
+ELEMENTWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
+    "bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy "
+    "copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p "
+    "logistic lt lt_to max mesh_cast min mul mulhi name ne neg nextafter not or "
+    "pcast polygamma pool_divide population_count pow pvary real reduce_precision "
+    "regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint "
+    "shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square "
+    "stop_gradient sub tan tanh xor zeta".split()
+)
+"""Operations whose results see one element of each operand."""
+
+
+def _unknown(f, at, i):
+    return None
+
+
+@_rule(*ELEMENTWISE)
 def _same(f, at, i):
     """Element by element; sizes of 1 are repeated."""
     shape, out = at.shape(i), at.out
@@ -461,7 +513,7 @@ def _moved(f: Field, axis: int) -> Field:
     return Field(axis, f.spans, f.jump)
 
 
-@_rule("optimization_barrier")
+@_rule("device_put", "optimization_barrier")
 def _barrier(f, at, i):
     return f if i == at.j else _UNSEEN
 
@@ -572,6 +624,12 @@ def _dynamic_update_slice(f, at, i):
     return _among(f, f.axis, start, at)
 
 
+@_rule("scatter", "scatter-add", "scatter-mul", "scatter-max", "scatter-min")
+@_rule("scatter_add", "scatter_mul", "scatter_max", "scatter_min", "scatter_sub")
+def _scatter(f, at, i):
+    return f if i == 0 else None
+
+
 @_rule("pad")
 def _pad(f, at, i):
     if i:
@@ -600,6 +658,23 @@ def _among(f, axis, offset, at):
 @_rule("stack")
 def _stack(f, at, i):
     return _moved(f, f.axis + (f.axis >= at.params["axis"] % len(at.out)))
+
+
+@_rule("unstack")
+def _unstack(f, at, i):
+    axis = at.params["axis"] % len(at.shape(0))
+    if f.axis == axis:
+        return f.read(axis, np.array([[at.j]]), 1).everywhere
+    return _without(f, (axis,))
+
+
+@_rule("tile")
+def _tile(f, at, i):
+    size = at.shape(0)[f.axis]
+    if at.out[f.axis] == size:
+        return f
+    positions = np.arange(at.out[f.axis])[:, None] % size
+    return f.read(f.axis, positions, None)
 
 
 @_rule("split")
@@ -643,11 +718,6 @@ def _fft(f, at, i):
     return f if f.axis < plain else f.everywhere
 
 
-@_rule("select_n", "clamp")
-def _select(f, at, i):
-    return f.everywhere if at.shape(i) == () else f
-
-
 @_rule("dot_general")
 def _dot_general(f, at, i):
     contracting, batch = at.params["dimension_numbers"]
@@ -689,12 +759,14 @@ def _gather(f, at, i):
     index = at.constant(1)
     if index is None:
         return None
-    start = index[..., numbers.start_index_map.index(f.axis)]
+    start = np.zeros(index.shape[:-1], np.int64)  # of an axis that no index is for
+    if f.axis in numbers.start_index_map:
+        start = start + index[..., numbers.start_index_map.index(f.axis)]
     start = np.clip(start, 0, at.shape(0)[f.axis] - sizes[f.axis])
     if f.axis not in gone:
-        if start.size > 1:
+        if np.ptp(start):
             return None
-        positions = start.reshape(1, 1) + np.arange(sizes[f.axis])[:, None]
+        positions = start.flat[0] + np.arange(sizes[f.axis])[:, None]
         return f.read(numbers.offset_dims[kept.index(f.axis)], positions, 1)
     axis, _ = _tightest(f.spans[:, start])
     if axis is None:
@@ -779,6 +851,15 @@ def _pool_read_weighted(f, at, i):
     return _stage(f, at) if i in (0, 1, 4) else _same(f, at, i)
 
 
+@_rule("pool_mean")
+def _pool_mean(f, at, i):
+    return _windows(f, at, at.params["stage"][0])
+
+
 def _stage(f, at):
-    by_axis = {len(at.out) + a.axis: a for a in at.params["stage"].axes}
+    return _windows(f, at, at.params["stage"])
+
+
+def _windows(f, at, geometry):
+    by_axis = {len(at.out) + a.axis: a for a in geometry.axes}
     return f.window(by_axis[f.axis], f.axis) if f.axis in by_axis else f

@@ -185,7 +185,6 @@ def _called(program: Program, x: jax.ShapeDtypeStruct) -> set[str]:
     """The names of the pools that a program calls."""
     recorder = Recorder(marks=False)
     run: Callable[..., Any] = lambda *given: program.run(recorder, *given)  # noqa: E731
-    jax.clear_caches()  # what has been traced already would call none
     jax.eval_shape(run, program.weights, program.rest, x)
     return {call.name for call in recorder.calls if call.function}
 
@@ -214,7 +213,6 @@ def _needs(
     each = {"inference": (predict, inference), "gradient": (gradient, training)}
     needs = {}
     for name, (function, like) in each.items():
-        jax.clear_caches()  # what has been traced already has other pools
         lowered = jax.jit(function).lower(like.weights, like.rest, x)
         plan = lowered.compile().memory_analysis()
         if plan is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxpool._core.user_code import where
 from jaxpool._core.window import Window
 from jaxpool.explain.calls import Call, EmptyResult, Recorder
 from jaxpool.explain.layers import label, layers_of
@@ -123,7 +124,8 @@ def _reason(error: Exception | None, call: Call | None) -> str:
     text = lines[0].rstrip(".")
     if isinstance(error, EmptyResult):
         return f"its result {text}"
-    return f"{type(error).__name__}: {text}"
+    place = where(error) if error else None
+    return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")
 
 
 def _spans(window: Window) -> list[int]:

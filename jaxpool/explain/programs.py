@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 
+from jaxpool._core.user_code import is_linen, is_nnx
 from jaxpool._core.window import fail
 from jaxpool.explain.calls import Recorder
 
-__all__ = ["Program", "is_linen", "is_nnx", "program"]
+__all__ = ["Program", "program"]
 
 _EVALUATING = {
     "train": False,
@@ -55,14 +56,14 @@ def program(
     Raises:
       TypeError: for what is no model.
     """
-    if is_linen(model):
-        return _linen(model, x, _with_mode(type(model).__call__, options, training))
-    if is_nnx(model):
-        mode = _with_mode(type(model).__call__, options, training)
-        return _nnx(model, mode, training)
     if not callable(model):
         rule = "must be a module of Flax or a function of an array"
         raise fail("explain", "model", rule, model, TypeError)
+    if is_linen(model):
+        return _linen(model, x, _with_mode(model, options, training))
+    if is_nnx(model):
+        return _nnx(model, _with_mode(model, options, training), training)
+    _check_call(model, options)
 
     def run(recorder, weights, rest, x):
         del weights, rest
@@ -73,28 +74,26 @@ def program(
 
 
 def _with_mode(
-    call: Callable[..., Any], options: Mapping[str, Any], training: bool
+    model: Any, options: Mapping[str, Any], training: bool
 ) -> dict[str, Any]:
-    """The options, and those by which this call is told whether it trains."""
-    taken = inspect.signature(call).parameters
+    """The options, and those by which a module's call is told whether it trains."""
+    taken = inspect.signature(model.__call__).parameters
     mode = {k: v != training for k, v in _EVALUATING.items() if k in taken}
+    _check_call(model.__call__, {**mode, **options})
     return {**mode, **options}
 
 
-def is_linen(model: Any) -> bool:
-    """Whether it is a module of Flax Linen; imports nothing."""
-    return _stands_on(model, "flax.linen.module")
-
-
-def is_nnx(model: Any) -> bool:
-    """Whether it is a module of Flax NNX; imports nothing."""
-    return _stands_on(model, "flax.nnx.module")
-
-
-def _stands_on(model: Any, module: str) -> bool:
-    """Whether it is an object of the class `Module` of a module, without its import."""
-    kinds = ((k.__module__, k.__name__) for k in type(model).__mro__)
-    return (module, "Module") in kinds
+def _check_call(call: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises a TypeError for options with which a call cannot be made."""
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # of a function in C
+        return
+    try:
+        signature.bind(None, **options)
+    except TypeError as error:
+        rule = f"must be what the model's call takes beside an array ({error})"
+        raise fail("explain", "options", rule, dict(options), TypeError) from None
 
 
 def _linen(model: Any, x: jax.ShapeDtypeStruct, options: dict[str, Any]) -> Program:
@@ -114,12 +113,13 @@ def _linen(model: Any, x: jax.ShapeDtypeStruct, options: dict[str, Any]) -> Prog
     rest = {k: v for k, v in variables.items() if k != "params"}
 
     def run(recorder, weights, rest, x):
-        held = {"params": weights, **rest}
+        collections, keys = rest
+        held = {"params": weights, **collections}
         with recorder.recording(), recorder.linen():
-            result, _ = model.apply(held, x, **options, mutable=True, rngs=streams)
+            result, _ = model.apply(held, x, **options, mutable=True, rngs=keys)
         return result
 
-    return Program(run, params, rest)
+    return Program(run, params, (rest, jax.tree.map(_shape, streams)))
 
 
 def _nnx(model: Any, options: dict[str, Any], training: bool) -> Program:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxpool._core.user_code import is_fault
 from jaxpool.explain.calls import Call, EmptyResult, Recorder
 from jaxpool.explain.fields import Dep, Event, walk
 from jaxpool.explain.programs import Program
@@ -56,8 +58,11 @@ def trace(
 
     def run(weights, rest, x):
         try:
-            return program.run(recorder, weights, rest, x)
+            result = program.run(recorder, weights, rest, x)
+            return jax.tree.map(_as_array, result)
         except Exception as error:  # what came before it is worth telling
+            if is_fault(error):
+                raise
             raised.append(error)
             return ()
 
@@ -72,3 +77,7 @@ def trace(
     error = raised[0] if raised else None
     failed = recorder.failed if raised else None
     return Trace(recorder.calls, events, result, shape, error, failed)
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
