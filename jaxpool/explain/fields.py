@@ -486,7 +486,7 @@ ELEMENTWISE = frozenset(
     "copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt "
     "igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p "
     "logistic lt lt_to max mesh_cast min mul mulhi name ne neg nextafter not or "
-    "pcast polygamma pool_divide population_count pow pvary real reduce_precision "
+    "polygamma population_count pow real reduce_precision "
     "regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint "
     "shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square "
     "stop_gradient sub tan tanh xor zeta".split()
@@ -498,7 +498,7 @@ def _unknown(f, at, i):
     return None
 
 
-@_rule(*ELEMENTWISE)
+@_rule(*ELEMENTWISE, "pcast", "pool_divide", "pvary")
 def _same(f, at, i):
     """Element by element; sizes of 1 are repeated."""
     shape, out = at.shape(i), at.out
