@@ -498,7 +498,7 @@ def _unknown(f, at, i):
     return None
 
 
-@_rule(*ELEMENTWISE, "pcast", "pool_divide", "pvary")
+@_rule(*ELEMENTWISE, "pool_divide")
 def _same(f, at, i):
     """Element by element; sizes of 1 are repeated."""
     shape, out = at.shape(i), at.out
