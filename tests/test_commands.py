@@ -319,6 +319,8 @@ REQUESTS = {
     "shape model.py:pool 1x6x6x2 --set window=3": "`options` must be what the|window",
     "shape model.py:net 1x6x6x2 --set depth=3": "`options` must be what the|depth",
     "shape model.py:linen 1x6x6x2 --set depth=3": "`options` must be what the|depth",
+    "shape model.py:callback 1x6x6x2 --memory": "the model's gradient fails: |JVP",
+    "shape model.py:pool 1x6x6x2 --memory --swap min=avg": "`swap` must name pools",
     "shape model.py:pool 1x6x6x2 --axis 7": "`axis` must lie within",
     "shape model.py:pool 1x0x6x2": "must have no size of 0",
     "shape 99999999999999x3 max:2": "jaxpool shape: ",

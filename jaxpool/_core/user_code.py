@@ -106,10 +106,8 @@ def running(caller: str, what: str) -> Iterator[None]:
     """A context that runs users' code: what that raises becomes a `UserError`."""
     try:
         yield
-    except UserError:
-        raise
     except (Exception, SystemExit) as error:
-        if is_fault(error):
+        if is_fault(error) or (_is_meant(error) and not where(error)):
             raise
         raise UserError(f"`{caller}`: {what} fails: {_told(error)}") from error
 

@@ -6,13 +6,17 @@ from typing import cast
 
 import jax
 
-from jaxpool._core.user_code import UserError
+from jaxpool._core import user_code
 from jaxpool._core.window import fail
 
 __all__ = ["MODELS", "Settings", "UserError", "check", "check_count"]
 
 MODELS = {"small": (8, 16), "medium": (32, 64), "large": (64, 128, 256)}
 """Channels of each convolution block, by model name."""
+
+
+class UserError(user_code.UserError):
+    """A request that breaks a rule; the command prints it without a traceback."""
 
 
 def check(

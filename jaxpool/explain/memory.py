@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool._core.op import OPS
+from jaxpool._core.user_code import running
 from jaxpool._core.window import as_int, as_shape, fail
 from jaxpool.explain.calls import FLAX, Recorder
 from jaxpool.explain.programs import Program, program
@@ -140,7 +141,8 @@ def memory(
 
     Raises:
       TypeError: for what is no model, or no shape.
-      ValueError: for a pool that is not known, not windowed, or not called.
+      ValueError: for a pool that is not known, not windowed, or not called, and for a
+        model that raises an error, or has no gradient.
       RuntimeError: for a device whose compiler gives no analysis.
 
     Example:
@@ -213,7 +215,8 @@ def _needs(
     each = {"inference": (predict, inference), "gradient": (gradient, training)}
     needs = {}
     for name, (function, like) in each.items():
-        lowered = jax.jit(function).lower(like.weights, like.rest, x)
+        with running("memory", f"the model's {name}"):
+            lowered = jax.jit(function).lower(like.weights, like.rest, x)
         plan = lowered.compile().memory_analysis()
         if plan is None:
             raise RuntimeError("`memory`: this device's compiler gives no analysis.")
