@@ -606,6 +606,44 @@ TOKENS = [
     ),
 ]
 
+TRANSFORMS = [
+    Case(
+        "scenic's masked layers",
+        "padding of more than the window is refused, where Flax's mean is a finite 0",
+        "jp.avg_pool(jnp.ones((2, 1)), (2,), (2,), ((4, 0),))[:, 0]",
+        "[0, 0, 1]",
+    ),
+    Case(
+        "Flax under `jax.export`",
+        "a window as large as an axis of symbolic size is refused",
+        "(n,) = jax.export.symbolic_shape('n'); "
+        "f = jax.jit(lambda x: jp.avg_pool(x, x.shape[:1])); "
+        "f = jax.export.export(f)(jax.ShapeDtypeStruct((n, 1), jnp.float32)); "
+        "f.call(jnp.array([[1.0], [2], [6]]))",
+        "[[3]]",
+    ),
+    Case(
+        "`jax.shard_map`",
+        "the gradient to what all devices share lacks the sum over devices",
+        "P = jax.sharding.PartitionSpec; "
+        "mesh = jax.make_mesh((2,), ('d',), axis_types=(jax.sharding.AxisType.Auto,)); "
+        "f = lambda x, g: jp.exp_weighted_pool(x, 2, logits=g, axis=1); "
+        "f = jax.shard_map(f, mesh=mesh, in_specs=(P('d'), P()), out_specs=P('d')); "
+        "x = jnp.array([[[1.0], [3]], [[5], [1]]]); "
+        "jax.grad(lambda g: f(x, g).sum())(jnp.zeros((1, 2, 1)))[0, :, 0]",
+        # Of a mean of two, each logit moves it by a quarter of their difference.
+        "[(1 - 3) / 4 + (5 - 1) / 4, (3 - 1) / 4 + (1 - 5) / 4]",
+    ),
+    Case(
+        "`jax.experimental.jet`",
+        "Taylor series do not go through a mean",
+        "from jax.experimental.jet import jet; "
+        "f = lambda x: jp.avg_pool(x, (2,), (2,))[:, 0]; "
+        "jet(f, (jnp.array([[1.0], [3]]),), ([jnp.array([[2.0], [6]])],))",
+        "([2], [[4]])",
+    ),
+]
+
 CASES = {
     "NaN and infinity": NOT_A_NUMBER,
     "Maxima, indices, unpooling": MAXIMA,
@@ -613,6 +651,7 @@ CASES = {
     "Windows, padding, sizes": SIZES,
     "Bins": ADAPTIVE,
     "Tokens and masks": TOKENS,
+    "Transforms": TRANSFORMS,
 }
 
 INTRODUCTION = """\
