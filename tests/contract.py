@@ -16,6 +16,9 @@ as in the op's row, with any of
   OWN       for each op, arguments that are added to the shared cases of its kind
   STATIC    for each op, arguments that it cannot do without
   WRONG     for each op, `(arguments, error, part of its message)`
+  COUNTED   for each op with an argument of integers, that argument; how many things it
+            counts, more than 8 bits name if that is cheap; and `f(integers)`, the array
+            and the arguments of a call, for as many integers as there are
   WIDE      the ops whose integers promote: "sum" or "mean"; all others keep the dtype
   GOLDEN    for each key of `golden.json`, what an op gives: `f(a, b)`, of its A and B
   EXPECTATION   for each op that samples, arguments with which the mean of its samples
@@ -96,6 +99,16 @@ WIDE = {
     if op.family in ("average", "power", "exponential", "blend", "stochastic")
     or name == "adaptive_avg_pool"
 }
+COUNTED = {
+    "max_unpool": (
+        "indices",
+        70_000,
+        lambda indices: (
+            np.arange(1, len(indices) + 1, dtype=np.float32)[:, None],
+            dict(indices=indices[:, None], output_shape=(70_000,)),
+        ),
+    )
+}
 EXCEPT = {}  # filled by the families
 GOLDEN = {}
 EXPECTATION = {}
@@ -110,6 +123,7 @@ def _read_families():
         "OWN": OWN,
         "STATIC": STATIC,
         "WRONG": OWN_WRONG,
+        "COUNTED": COUNTED,
         "WIDE": WIDE,
         "EXCEPT": EXCEPT,
         "GOLDEN": GOLDEN,
@@ -306,6 +320,7 @@ CASES = list(_cases())
 
 __all__ = [
     "CASES",
+    "COUNTED",
     "EXCEPT",
     "EXPECTATION",
     "GOLDEN",

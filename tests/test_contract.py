@@ -11,6 +11,7 @@ import oracle
 import pytest
 from contract import (
     CASES,
+    COUNTED,
     EXCEPT,
     EXPECTATION,
     STATIC,
@@ -79,6 +80,15 @@ def asked(cases, always=lambda case, value: True, common=None, **values):
         return pytest.mark.parametrize(("case", name) if values else "case", rows)(test)
 
     return mark
+
+
+def one_of_each_family(names):
+    """Names of ops, of which all but the first of a family are left for `--full`."""
+    first = {OPS[name].family: name for name in reversed(names)}
+    return [
+        pytest.param(name, marks=[] if name in first.values() else pytest.mark.full)
+        for name in names
+    ]
 
 
 TYPICAL = typical()
@@ -153,6 +163,30 @@ def test_half_precision(case, dtype):
 )
 def test_integers(case, dtype):
     ask.integers(case, dtype, WIDE.get(case.op.name))
+
+
+def test_every_argument_of_integers_is_counted():
+    """Whatever refuses another dtype, of all arrays that arrive with a call."""
+    found = {("max_unpool", "indices")}  # no case of its own
+    for case in TYPICAL:
+        for name in case.op.inputs[1:]:
+            try:
+                case.function(**{name: np.True_})(case.input())
+            except TypeError as error:
+                if f"`{name}` must be int" in str(error):
+                    found.add((case.op.name, name))
+            except ValueError:
+                continue
+    assert found == {(op, name) for op, (name, *_) in COUNTED.items()}
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", one_of_each_family(COUNTED))
+def test_integer_widths(name, bits, request):
+    if bits == 64:
+        request.getfixturevalue("x64")
+    answer = oracle.ORACLES.get(name, oracle.unpool)
+    ask.integer_widths(*COUNTED[name], OPS[name].fn, answer)
 
 
 @every_op

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -28,6 +29,7 @@ from jaxpool._core.window import (
 __all__ = [
     "adaptive_bins",
     "as_array",
+    "as_integers",
     "as_key",
     "as_mask",
     "as_modes",
@@ -35,6 +37,7 @@ __all__ = [
     "channel_axis",
     "check_whole",
     "countable",
+    "int32_of",
     "kernel_shape",
     "kernel_taps",
     "laid",
@@ -170,8 +173,7 @@ def as_array(
     except (TypeError, ValueError, OverflowError):
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, type(x), TypeError) from None
-    if isinstance(x, np.ndarray | np.generic):
-        _check_fits(caller, name, x, array.dtype)
+    _check_fits(caller, name, x, array.dtype)
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, array.dtype, TypeError)
@@ -182,11 +184,35 @@ def as_array(
     return array
 
 
-def _check_fits(
-    caller: str, name: str, x: np.ndarray | np.generic, dtype: np.dtype
-) -> None:
+def as_integers(caller: str, value: ArrayLike, name: str) -> jax.Array:
+    """Returns an array of integers as a JAX array; others are refused."""
+    array = as_array(caller, value, name)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise fail(caller, name, "must be integers", array.dtype, TypeError)
+    return array
+
+
+def int32_of(x: jax.Array) -> jax.Array:
+    """Returns integers as int32, what is too large or too small as the nearest limit.
+
+    Sizes and indices are compared in int32: a narrower dtype may not hold the size, and
+    of a wider one, or an unsigned one, the upper half would wrap around.
+    """
+    own, wanted = jnp.iinfo(x.dtype), np.iinfo(np.int32)
+    low, high = max(own.min, wanted.min), min(own.max, wanted.max)
+    if (low, high) != (own.min, own.max):
+        x = lax.clamp(np.array(low, x.dtype), x, np.array(high, x.dtype))
+    return x.astype(np.int32)
+
+
+def _check_fits(caller: str, name: str, x: Any, dtype: np.dtype) -> None:
     """Raises where integers lose their upper half, of which JAX says nothing."""
-    if x.dtype == dtype or not x.size or not np.issubdtype(x.dtype, np.integer):
+    if isinstance(x, jax.Array) or not hasattr(x, "__array__"):
+        return
+    if not jnp.issubdtype(dtype, jnp.integer) or hasattr(x, "__jax_array__"):
+        return
+    x = np.asarray(x)  # of NumPy, or another framework's tensor
+    if x.dtype == dtype or not x.size:
         return
     limits = jnp.iinfo(dtype)
     for value in (int(np.min(x)), int(np.max(x))):

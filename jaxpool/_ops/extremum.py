@@ -17,8 +17,10 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import (
     as_array,
+    as_integers,
     check_whole,
     countable,
+    int32_of,
     laid,
     output_axes,
     reduced,
@@ -220,9 +222,7 @@ def max_unpool(
     """
     caller = "max_unpool"
     values = as_array(caller, values, "values")
-    indices = as_array(caller, indices, "indices")
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise fail(caller, "indices", "must be integers", indices.dtype, TypeError)
+    indices = int32_of(as_integers(caller, indices, "indices"))
     if indices.shape != values.shape:
         rule = f"must have the shape of `values`, {values.shape}"
         raise fail(caller, "indices", rule, indices.shape)
@@ -232,7 +232,7 @@ def max_unpool(
     indices = split_alike(indices, values.shape, values)
     values = split_alike(values, values.shape, indices)
     countable(caller, sizes, "output_shape")
-    indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
+    indices = jnp.where(indices < math.prod(sizes), indices, -1)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
     if values.dtype == jnp.bool_:  # of which JAX makes no sums
         return put(values.astype(jnp.uint8), last, axes, sizes).astype(jnp.bool_)

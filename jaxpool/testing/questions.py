@@ -5,6 +5,7 @@ what the op raised, where the answer is wrong.
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "equals_the_oracle",
     "gradient_of_every_case",
     "half_precision",
+    "integer_widths",
     "integers",
     "is_what_its_row_says",
     "jit_and_vmap_change_nothing",
@@ -173,6 +175,54 @@ def integers(case: Case, dtype: Any, wide: str | None = None) -> None:
     assert y.dtype == wanted, f"{y.dtype}, not {wanted}"
     # The error of a sum goes with its terms: 20 times those of the other tests.
     agree(y, np.asarray(expected, np.float64), rtol=2e-6, atol=20 * 2e-6)
+
+
+def integer_widths(
+    name: str,
+    count: int,
+    given: Callable[[Any], tuple[Any, dict[str, Any]]],
+    fn: Callable[..., Any],
+    oracle: Callable[..., Any],
+) -> None:
+    """What `name` counts up to `count` is counted in every dtype, up to its limits.
+
+    `given(integers)` are the array and the arguments of a call. What lies outside may
+    be refused where it is known.
+    """
+
+    def call(integers):
+        x, arguments = given(integers)
+        return fn(x, **arguments)
+
+    tried = {-1, 0, 1, 5, count - 1, count, count + 1}
+    for bits in (7, 8, 15, 16, 31, 32, 63, 64):
+        tried |= {2**bits - 1, 2**bits, 2**bits + 1, -(2**bits), 1 - 2**bits}
+    for sign, bits in itertools.product(("", "u"), (4, 8, 16, 32, 64)):
+        dtype, f = np.dtype(getattr(jnp, f"{sign}int{bits}")), jax.jit(call)
+        limits = jnp.iinfo(dtype)
+        every = [n for n in tried if limits.min <= n <= limits.max]
+        inside = [n for n in every if 0 <= n < count]
+        for several in (every, inside):
+            # As many of each dtype, so that they share what is compiled.
+            integers = np.resize(np.array(several, object), len(tried))
+            x, arguments = given(np.clip(integers, -(2**40), 2**40).astype(np.int64))
+            expected, integers = oracle(x, **arguments), integers.astype(dtype)
+            if jax.dtypes.canonicalize_dtype(dtype) == dtype:  # JAX narrows others
+                agree(f(integers), expected, **F32)
+            y = _unless_refused(call, integers, name)
+            assert y is not None or several is every, f"{dtype} is refused"
+            if y is not None:
+                agree(y, expected, **F32)
+
+
+def _unless_refused(f: Callable[[Any], Any], value: Any, name: str) -> Any:
+    """`f(value)`, or None where an error says of the argument what it must be."""
+    try:
+        return f(value)
+    except (TypeError, ValueError) as error:
+        if f"`: `{name}` must " not in str(error):
+            raise
+    return None
 
 
 def nan_and_infinity(case: Case, special: float) -> None:
