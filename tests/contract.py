@@ -29,6 +29,7 @@ as in the op's row, with any of
 
 import functools
 import importlib
+import inspect
 import math
 from pathlib import Path
 
@@ -37,6 +38,7 @@ import numpy as np
 import oracle
 
 from jaxpool._core.op import OPS
+from jaxpool._core.window import Window
 from jaxpool.testing import cases as testing
 from jaxpool.testing.cases import EXTENTS, OUTPUTS, WINDOWS
 
@@ -164,6 +166,32 @@ def typical(kind=None):
         if len(case.sizes) == 2 and (case.op.kind != "window" or padded):
             chosen.setdefault(case.op.name, case)
     return [c for c in chosen.values() if kind in (None, c.op.kind)]
+
+
+_PLANE = (5, 5)
+# What a parameter is asked about: many elements, few, and the whole extent.
+_PARAMETER_WINDOWS = [
+    dict(window_shape=(4, 4)),
+    dict(window_shape=(2, 2), padding="SAME"),
+    dict(window_shape=_PLANE),
+]
+
+
+def parameters():
+    """(case, name) of every argument of an op that is a number, or one a channel."""
+    window = inspect.signature(Window.of).parameters
+    for case in typical():
+        op, cases = case.op, [case]
+        if op.kind in ("window", "global") and op.inputs == ("x",):
+            windows = _PARAMETER_WINDOWS if op.kind == "window" else [{}]
+            own = {n: v for n, v in case.kwargs.items() if n not in window}
+            cases = [Case(op, _PLANE, {**own, **more}) for more in windows]
+        for name, p in op.config.items():
+            kind = str(p.annotation)
+            number = "float" in kind and "Sequence" not in kind
+            required = p.default is p.empty and p.annotation is not float  # an array
+            if number and not required and (op.per_channel or name not in op.learned):
+                yield from ((case, name) for case in cases)
 
 
 _X = np.zeros((2, 6, 7, 3), np.float32)
@@ -328,6 +356,7 @@ __all__ = [
     "WIDE",
     "Case",
     "bad_input",
+    "parameters",
     "typical",
     "wrong",
 ]

@@ -17,6 +17,7 @@ from contract import (
     STATIC,
     WIDE,
     bad_input,
+    parameters,
     typical,
     wrong,
 )
@@ -46,16 +47,18 @@ HELPERS = {
 MASKS_OF_ITS_OWN = ("aggregation", "masked", "sequence", "segment", "attention")
 
 
+# Families that are put together of others, and of what JAX has.
+COMPOSED = ("aggregation", "blend", "blur", "frequency", "importance", "masked")
+COMPOSED += ("polyphase", "probe", "pyramid", "sequence")
+
+
 def representatives():
     """The first op of each family that brings derivatives of its own.
 
-    Slow questions are asked of these; of all others, which are put together of theirs
-    and of what JAX has, with `--full`.
+    Slow questions are asked of these, and of all others with `--full`.
     """
-    composed = ("aggregation", "blend", "blur", "frequency", "importance", "masked")
-    composed += ("polyphase", "probe", "pyramid", "sequence")
     first = {op.family: op.name for op in reversed(OPS.values())}
-    return {name for family, name in first.items() if family not in composed}
+    return {name for family, name in first.items() if family not in COMPOSED}
 
 
 def asked(cases, always=lambda case, value: True, common=None, **values):
@@ -207,6 +210,32 @@ every_masked_op = asked(MASKED, lambda case, _: case.op.family in MASKS_OF_ITS_O
 @every_masked_op
 def test_mask(case):
     ask.mask(case)
+
+
+def every_parameter(learned=False, later=()):
+    """Of those that a family has several times, the first; all others with `--full`."""
+    rows = [
+        (c, name) for c, name in parameters() if not learned or name in c.op.learned
+    ]
+    first = {(case.op.family, name): case for case, name in reversed(rows)}
+    params = []
+    for case, name in rows:
+        late = first[case.op.family, name] is not case or case.op.family in later
+        marks = [pytest.mark.full] if late else []
+        params.append(pytest.param(case, name, id=f"{case}-{name}", marks=marks))
+    return pytest.mark.parametrize(("case", "name"), params)
+
+
+@every_parameter()
+def test_parameter(case, name):
+    ask.parameter(case, name)
+    if case.op.kind != "other":
+        ask.parameter(case, name, first=True)
+
+
+@every_parameter(learned=True, later=COMPOSED)
+def test_parameter_gradient(case, name, x64):
+    ask.parameter_gradient(case, name)
 
 
 @pytest.mark.parametrize("name", EXPECTATION)

@@ -315,23 +315,40 @@ def check_positive(caller: str, name: str, value: ArrayLike) -> None:
 
 
 def as_parameter(
-    caller: str, name: str, value: ArrayLike, x: jax.Array, *, positive: bool = False
+    caller: str,
+    name: str,
+    value: ArrayLike,
+    x: jax.Array,
+    pooled: Sequence[int],
+    *,
+    positive: bool = False,
+    of_windows: bool = False,
 ) -> jax.Array:
     """Returns a parameter with `x`'s rank, in the dtype that `x` accumulates in.
 
-    It is a scalar, one value a channel, or anything else that broadcasts to `x`.
+    It is a scalar, one value a channel (a vector in every layout: channels are the last
+    axis that is not pooled), or what broadcasts to `x` and is the same along pooled
+    axes; unless it is `of_windows`, and `x` what they give.
     """
     given = as_array(caller, value, name, ordered=True)
-    parameter = given.astype(accumulation_dtype(x.dtype))
-    tail = x.shape[x.ndim - parameter.ndim :]
-    if parameter.ndim > x.ndim or any(
-        m not in (1, n) for m, n in zip(parameter.shape, tail, strict=True)
+    rest = [a for a in range(-x.ndim, 0) if a not in pooled]
+    shape = given.shape
+    if len(shape) == 1 and rest:
+        shape = (*shape, *(1,) * (-1 - rest[-1]))
+    missing = x.ndim - len(shape)
+    if missing < 0 or any(
+        m not in (1, n) for m, n in zip(shape, x.shape[missing:], strict=True)
     ):
         rule = f"must broadcast to {x.shape}"
-        raise fail(caller, name, rule, parameter.shape)
+        raise fail(caller, name, rule, given.shape)
+    shape = (*(1,) * missing, *shape)
+    if not of_windows and any(shape[a] != 1 for a in pooled):
+        allowed = "a scalar or one value a channel" if rest else "a scalar"
+        rule = f"must be {allowed}: the same along pooled axes"
+        raise fail(caller, name, rule, given.shape)
     if positive:
         check_positive(caller, name, value)
-    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+    return given.astype(accumulation_dtype(x.dtype)).reshape(shape)
 
 
 def kernel_shape(

@@ -222,7 +222,8 @@ def learned_polyphase_pool(
       strides, axis: the components, as in :func:`polyphase_pool`.
       key: a PRNG key, typed or raw; the same key draws the same noise.
       deterministic: whether to take the best component, which needs no key.
-      temperature: :math:`\tau`, greater than 0; meant to fall during training.
+      temperature: :math:`\tau`, a scalar greater than 0; meant to fall during
+        training.
 
     Returns:
       values: `[B..., S/s..., C]`; floats in the dtype of `x`, integers as floats.
@@ -249,11 +250,12 @@ def learned_polyphase_pool(
     check_whole(caller, phases.x, [phases.channel])
     w = _read(caller, params, phases)
     scores = jnp.stack([_score(part, w) for part in phases.arranged(w)], -1)
+    every = range(-scores.ndim, 0)
+    tau = as_parameter(caller, "temperature", temperature, scores, every, positive=True)
     if as_flag(caller, "deterministic", deterministic):
         chosen = jnp.argmax(scores, -1).astype(jnp.int32)
         weights = jax.nn.one_hot(chosen, len(phases.parts), dtype=scores.dtype)
         return phases.chosen(chosen).astype(phases.dtype), weights
-    tau = as_parameter(caller, "temperature", temperature, scores, positive=True)
     noise = jax.random.gumbel(as_key(caller, key), scores.shape, jnp.float32)
     scores += split_alike(noise, scores.shape, scores).astype(scores.dtype)
     weights = jax.nn.softmax(scores / tau.astype(scores.dtype), -1)

@@ -5,6 +5,8 @@ what the op raised, where the answer is wrong.
 """
 
 import contextlib
+import functools
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from jaxpool._core.op import PoolOp
 from jaxpool.testing.cases import Case
 
 __all__ = [
@@ -31,6 +34,8 @@ __all__ = [
     "mask",
     "nan_and_infinity",
     "no_channels",
+    "parameter",
+    "parameter_gradient",
     "second_call_compiles_nothing",
     "second_derivative",
     "ties",
@@ -215,6 +220,61 @@ def integer_widths(
                 agree(y, expected, **F32)
 
 
+def parameter(case: Case, name: str, first: bool = False) -> None:
+    """A parameter of any shape and dtype is right, value by value, or refused by name.
+
+    A vector has a value a channel in every layout: channels last, or `first`.
+    """
+    # As many channels as places along an axis, so that one could pass for the other.
+    x, op = case.input(channels=case.sizes[0]), case.op
+    layout: dict[str, Any] = {"axis": tuple(range(2 - x.ndim, 0))} if first else {}
+    layout |= {"keepdims": True} if op.kind == "global" else {}
+
+    def call(value):
+        value = np.moveaxis(value, -1, 1) if first and value.ndim == x.ndim else value
+        laid = np.moveaxis(x, -1, 1) if first else x
+        y = jax.tree.leaves(case.function(**layout, **{name: value})(laid))[0]
+        return jnp.moveaxis(y, 1, -1) if first else y
+
+    @functools.cache
+    def expected(value):
+        return jax.tree.leaves(case.with_arguments(**{name: value}).expected(x))[0]
+
+    scalars, taken = _scalars(op, name), set()
+    out = np.shape(expected(float(scalars[0])))
+    shapes = _shapes(x.shape, (*out[:1], *(1,) * (x.ndim - len(out)), *out[1:]))
+    values = [np.resize(np.float32(scalars), shape) for shape in shapes]
+    values += [np.resize([1, 2], shape).astype(np.uint8) for shape in shapes[:2]]
+    for value in values:
+        for f in (jax.jit(call), call)[: 1 if value.ndim > 1 else 2]:
+            y = _unless_refused(f, value, name)
+            if y is None:
+                continue
+            taken.add(value.shape)
+            whole = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+            if y.ndim < x.ndim:
+                whole = whole.squeeze(tuple(range(1, x.ndim - 1)))
+            whole = np.broadcast_to(whole, y.shape)  # or it should have been refused
+            each = [np.reshape(expected(float(v)), y.shape) for v in np.unique(value)]
+            agree(y, np.select([whole == v for v in np.unique(value)], each), **F32)
+    if name in op.learned:
+        assert {*shapes[:5]} <= taken, "a scalar, or values along batch and channels"
+
+
+def parameter_gradient(case: Case, name: str) -> None:
+    """The gradient to a parameter is that of finite differences, in float64."""
+    x = case.input(dtype=np.float64)
+    for shape in _shapes(x.shape, x.shape)[:5:4]:
+        value = jnp.asarray(np.resize(_scalars(case.op, name), shape))
+        assert value.dtype == np.float64, "needs `jax_enable_x64`"
+
+        def f(value):
+            return jax.tree.leaves(case.function(**{name: value})(x))[0]
+
+        close = {"eps": 1e-4, "rtol": 1e-4, "atol": 1e-4}
+        check_grads(jax.jit(f), (value,), order=1, modes=("fwd", "rev"), **close)
+
+
 def _unless_refused(f: Callable[[Any], Any], value: Any, name: str) -> Any:
     """`f(value)`, or None where an error says of the argument what it must be."""
     try:
@@ -223,6 +283,26 @@ def _unless_refused(f: Callable[[Any], Any], value: Any, name: str) -> Any:
         if f"`: `{name}` must " not in str(error):
             raise
     return None
+
+
+def _scalars(op: PoolOp, name: str) -> np.ndarray:
+    """Three values for a parameter, near its default."""
+    default = inspect.signature(op.fn).parameters[name].default
+    near = default if isinstance(default, int | float) and default else 0.5
+    return near * np.array([1, 1.25, 1.5])
+
+
+def _shapes(x: tuple[int, ...], y: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes of a parameter, for `x` with channels last and its result, of one rank.
+
+    The first ones are a scalar, and those that differ along batch and channels alone.
+    """
+    (n, *inner, c), ones = x, (1,) * (len(x) - 2)
+    shapes = [(), (c,), (1, *ones, c), (n, *ones, 1), (n, *ones, c), (c + 1,), (1, *x)]
+    for sizes in (inner, y[1:-1]):
+        shapes += [(1, *ones[:a], k, *ones[a + 1 :], 1) for a, k in enumerate(sizes)]
+        shapes += [(1, *sizes, 1), (n, *sizes, c)]
+    return list(dict.fromkeys(shapes))
 
 
 def nan_and_infinity(case: Case, special: float) -> None:

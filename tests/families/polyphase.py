@@ -63,7 +63,9 @@ def score(part, params):
     return total / math.prod(sizes) @ np.float64(params["out_kernel"])
 
 
-def learned(x, params, strides, deterministic=True):
+def learned(x, params, strides, deterministic=True, temperature=1.0):
+    """Evaluation, to which the temperature is nothing."""
+
     def one(sample, at):
         parts = components(sample, strides)
         with np.errstate(invalid="ignore"):

@@ -88,7 +88,8 @@ def ps_align(x, boxes, output_shape, where=None, **more):
 
 
 def multiscale(x, boxes, output_shape, where=None, spatial_scales=(1.0,), **more):
-    """Of a pyramid with one level."""
+    """Of a pyramid with one level, whatever the size that belongs to it."""
+    more.pop("canonical_scale", None)
     return align(x, boxes, output_shape, spatial_scale=spatial_scales[0], **more)
 
 
