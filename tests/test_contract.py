@@ -203,6 +203,11 @@ def test_ties(case):
     ask.ties(case)
 
 
+@asked([case for case in TYPICAL if not case.op.integer], lambda *_: False)
+def test_signed_zeros(case):
+    ask.signed_zeros(case)
+
+
 MASKED = [case for case in TYPICAL if case.op.takes_where]
 every_masked_op = asked(MASKED, lambda case, _: case.op.family in MASKS_OF_ITS_OWN)
 

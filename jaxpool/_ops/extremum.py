@@ -1,8 +1,9 @@
 """Maximum and minimum: one element of each window, its place, and the way back.
 
 The extremum is one element: the first maximal one in row-major order, or the first NaN
-where there is one. Value, gradient and index all speak of that element. A max-unpooling
-writes values back to where they came from.
+where there is one. Gradient and index speak of that element, and the value equals it;
+of -0. and 0., which are equal, it may be the other. A max-unpooling writes values back
+to where they came from.
 
 References:
   Matthew Zeiler, Rob Fergus: Visualizing and Understanding Convolutional Networks,
@@ -151,7 +152,8 @@ def max_pool_with_argmax(
     Arguments, layout, errors and gradient as in :func:`max_pool`.
 
     Returns:
-      values: `[B..., O..., C]` in the dtype of `x`.
+      values: `[B..., O..., C]` in the dtype of `x`. Of -0. and 0., which are equal, a
+        value may be the one that its index does not name.
       indices: int32 of the same shape: the element's position in the unpadded input,
         counted in row-major order over the pooled axes alone (for H and W: h * W + w),
         as PyTorch counts; -1 for a window without elements. No gradient.

@@ -38,6 +38,7 @@ __all__ = [
     "parameter_gradient",
     "second_call_compiles_nothing",
     "second_derivative",
+    "signed_zeros",
     "ties",
 ]
 
@@ -318,6 +319,18 @@ def ties(case: Case) -> None:
     """Of equal elements it takes the one that the oracle takes."""
     x = np.round(case.input())
     agree(jax.jit(case.function())(x), case.expected(x), **F32)
+
+
+def signed_zeros(case: Case) -> None:
+    """-0. and 0. are equal: results, indices and gradients do not tell them apart."""
+    x = np.round(case.input() / 2)
+    signed, plain = (np.where(x == 0, zero, x) for zero in (case.input(seed=1) * 0, 0))
+
+    @jax.jit
+    def results(x):
+        return case.function()(x), jax.grad(finite_sum(case))(x)
+
+    agree(results(signed), results(plain.astype(x.dtype)), rtol=0, atol=0)
 
 
 def mask(case: Case) -> None:
