@@ -16,6 +16,9 @@ as in the op's row, with any of
   OWN       for each op, arguments that are added to the shared cases of its kind
   STATIC    for each op, arguments that it cannot do without
   WRONG     for each op, `(arguments, error, part of its message)`
+  COUNTED   for each op with an argument of integers, that argument; how many things it
+            counts, more than 8 bits name if that is cheap; and `f(integers)`, the array
+            and the arguments of a call, for as many integers as there are
   WIDE      the ops whose integers promote: "sum" or "mean"; all others keep the dtype
   GOLDEN    for each key of `golden.json`, what an op gives: `f(a, b)`, of its A and B
   EXPECTATION   for each op that samples, arguments with which the mean of its samples
@@ -26,6 +29,7 @@ as in the op's row, with any of
 
 import functools
 import importlib
+import inspect
 import math
 from pathlib import Path
 
@@ -34,6 +38,7 @@ import numpy as np
 import oracle
 
 from jaxpool._core.op import OPS
+from jaxpool._core.window import Window
 from jaxpool.testing import cases as testing
 from jaxpool.testing.cases import EXTENTS, OUTPUTS, WINDOWS
 
@@ -96,6 +101,16 @@ WIDE = {
     if op.family in ("average", "power", "exponential", "blend", "stochastic")
     or name == "adaptive_avg_pool"
 }
+COUNTED = {
+    "max_unpool": (
+        "indices",
+        70_000,
+        lambda indices: (
+            np.arange(1, len(indices) + 1, dtype=np.float32)[:, None],
+            dict(indices=indices[:, None], output_shape=(70_000,)),
+        ),
+    )
+}
 EXCEPT = {}  # filled by the families
 GOLDEN = {}
 EXPECTATION = {}
@@ -110,6 +125,7 @@ def _read_families():
         "OWN": OWN,
         "STATIC": STATIC,
         "WRONG": OWN_WRONG,
+        "COUNTED": COUNTED,
         "WIDE": WIDE,
         "EXCEPT": EXCEPT,
         "GOLDEN": GOLDEN,
@@ -150,6 +166,32 @@ def typical(kind=None):
         if len(case.sizes) == 2 and (case.op.kind != "window" or padded):
             chosen.setdefault(case.op.name, case)
     return [c for c in chosen.values() if kind in (None, c.op.kind)]
+
+
+_PLANE = (5, 5)
+# What a parameter is asked about: many elements, few, and the whole extent.
+_PARAMETER_WINDOWS = [
+    dict(window_shape=(4, 4)),
+    dict(window_shape=(2, 2), padding="SAME"),
+    dict(window_shape=_PLANE),
+]
+
+
+def parameters():
+    """(case, name) of every argument of an op that is a number, or one a channel."""
+    window = inspect.signature(Window.of).parameters
+    for case in typical():
+        op, cases = case.op, [case]
+        if op.kind in ("window", "global") and op.inputs == ("x",):
+            windows = _PARAMETER_WINDOWS if op.kind == "window" else [{}]
+            own = {n: v for n, v in case.kwargs.items() if n not in window}
+            cases = [Case(op, _PLANE, {**own, **more}) for more in windows]
+        for name, p in op.config.items():
+            kind = str(p.annotation)
+            number = "float" in kind and "Sequence" not in kind
+            required = p.default is p.empty and p.annotation is not float  # an array
+            if number and not required and (op.per_channel or name not in op.learned):
+                yield from ((case, name) for case in cases)
 
 
 _X = np.zeros((2, 6, 7, 3), np.float32)
@@ -314,6 +356,7 @@ CASES = list(_cases())
 
 __all__ = [
     "CASES",
+    "COUNTED",
     "EXCEPT",
     "EXPECTATION",
     "GOLDEN",
@@ -321,6 +364,7 @@ __all__ = [
     "WIDE",
     "Case",
     "bad_input",
+    "parameters",
     "typical",
     "wrong",
 ]

@@ -10,10 +10,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 import jaxpool
 import jaxpool.compat.torch as ours
+from jaxpool.testing import questions as ask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -464,6 +466,25 @@ def test_differences_of_the_norm():
     assert F.lp_pool1d(torch.ones(1, 4), -1, 2)[0, 0] == 0.5
     with pytest.raises(ValueError, match="`norm_type` must be greater than 0, or -inf"):
         ours.lp_pool1d(x, -1, 2)
+
+
+def test_unpooling_takes_integers_of_every_dtype():
+    def given(indices):
+        values = np.arange(1, len(indices) + 1, dtype=np.float32)[None]
+        return values, dict(indices=indices[None], kernel_size=7)
+
+    def expected(values, indices, kernel_size):
+        size = kernel_size * values.size
+        y = oracle.unpool(values[0, :, None], indices[0, :, None], (size,))
+        return y[None, :, 0]
+
+    ask.integer_widths("indices", 300, given, ours.max_unpool1d, expected)
+
+
+def test_a_tensor_whose_integers_do_not_fit():
+    values, indices = np.ones((1, 1), np.float32), torch.tensor([[2**32 + 1]])
+    with pytest.raises(ValueError, match="`indices` must hold integers of int32"):
+        ours.max_unpool1d(values, indices, 3)
 
 
 def test_differences_of_unpooling():

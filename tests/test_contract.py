@@ -11,11 +11,13 @@ import oracle
 import pytest
 from contract import (
     CASES,
+    COUNTED,
     EXCEPT,
     EXPECTATION,
     STATIC,
     WIDE,
     bad_input,
+    parameters,
     typical,
     wrong,
 )
@@ -45,16 +47,18 @@ HELPERS = {
 MASKS_OF_ITS_OWN = ("aggregation", "masked", "sequence", "segment", "attention")
 
 
+# Families that are put together of others, and of what JAX has.
+COMPOSED = ("aggregation", "blend", "blur", "frequency", "importance", "masked")
+COMPOSED += ("polyphase", "probe", "pyramid", "sequence")
+
+
 def representatives():
     """The first op of each family that brings derivatives of its own.
 
-    Slow questions are asked of these; of all others, which are put together of theirs
-    and of what JAX has, with `--full`.
+    Slow questions are asked of these, and of all others with `--full`.
     """
-    composed = ("aggregation", "blend", "blur", "frequency", "importance", "masked")
-    composed += ("polyphase", "probe", "pyramid", "sequence")
     first = {op.family: op.name for op in reversed(OPS.values())}
-    return {name for family, name in first.items() if family not in composed}
+    return {name for family, name in first.items() if family not in COMPOSED}
 
 
 def asked(cases, always=lambda case, value: True, common=None, **values):
@@ -79,6 +83,15 @@ def asked(cases, always=lambda case, value: True, common=None, **values):
         return pytest.mark.parametrize(("case", name) if values else "case", rows)(test)
 
     return mark
+
+
+def one_of_each_family(names):
+    """Names of ops, of which all but the first of a family are left for `--full`."""
+    first = {OPS[name].family: name for name in reversed(names)}
+    return [
+        pytest.param(name, marks=[] if name in first.values() else pytest.mark.full)
+        for name in names
+    ]
 
 
 TYPICAL = typical()
@@ -155,6 +168,30 @@ def test_integers(case, dtype):
     ask.integers(case, dtype, WIDE.get(case.op.name))
 
 
+def test_every_argument_of_integers_is_counted():
+    """Whatever refuses another dtype, of all arrays that arrive with a call."""
+    found = {("max_unpool", "indices")}  # no case of its own
+    for case in TYPICAL:
+        for name in case.op.inputs[1:]:
+            try:
+                case.function(**{name: np.True_})(case.input())
+            except TypeError as error:
+                if f"`{name}` must be int" in str(error):
+                    found.add((case.op.name, name))
+            except ValueError:
+                continue
+    assert found == {(op, name) for op, (name, *_) in COUNTED.items()}
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", one_of_each_family(COUNTED))
+def test_integer_widths(name, bits, request):
+    if bits == 64:
+        request.getfixturevalue("x64")
+    answer = oracle.ORACLES.get(name, oracle.unpool)
+    ask.integer_widths(*COUNTED[name], OPS[name].fn, answer)
+
+
 @every_op
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity(case, special):
@@ -166,6 +203,11 @@ def test_ties(case):
     ask.ties(case)
 
 
+@asked([case for case in TYPICAL if not case.op.integer], lambda *_: False)
+def test_signed_zeros(case):
+    ask.signed_zeros(case)
+
+
 MASKED = [case for case in TYPICAL if case.op.takes_where]
 every_masked_op = asked(MASKED, lambda case, _: case.op.family in MASKS_OF_ITS_OWN)
 
@@ -173,6 +215,32 @@ every_masked_op = asked(MASKED, lambda case, _: case.op.family in MASKS_OF_ITS_O
 @every_masked_op
 def test_mask(case):
     ask.mask(case)
+
+
+def every_parameter(learned=False, later=()):
+    """Of those that a family has several times, the first; all others with `--full`."""
+    rows = [
+        (c, name) for c, name in parameters() if not learned or name in c.op.learned
+    ]
+    first = {(case.op.family, name): case for case, name in reversed(rows)}
+    params = []
+    for case, name in rows:
+        late = first[case.op.family, name] is not case or case.op.family in later
+        marks = [pytest.mark.full] if late else []
+        params.append(pytest.param(case, name, id=f"{case}-{name}", marks=marks))
+    return pytest.mark.parametrize(("case", "name"), params)
+
+
+@every_parameter()
+def test_parameter(case, name):
+    ask.parameter(case, name)
+    if case.op.kind != "other":
+        ask.parameter(case, name, first=True)
+
+
+@every_parameter(learned=True, later=COMPOSED)
+def test_parameter_gradient(case, name, x64):
+    ask.parameter_gradient(case, name)
 
 
 @pytest.mark.parametrize("name", EXPECTATION)

@@ -421,7 +421,7 @@ def spec(window_shape, strides=1, padding="VALID", window_dilation=1):
     return locals()
 
 
-FLOATS = ("ties", "nan", "-inf")
+FLOATS = ("ties", "nan", "-inf", "-0")
 
 
 def inputs(kind, shape):
@@ -432,6 +432,8 @@ def inputs(kind, shape):
     x = x.astype(np.float32)
     if kind == "nan":
         x[rng.random(shape) < 0.1] = np.nan
+    if kind == "-0":
+        x *= rng.choice([-1, 1], shape)
     if kind == "-inf":
         x[:, : shape[1] * 2 // 3] = -np.inf
     return jnp.asarray(x)

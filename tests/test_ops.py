@@ -19,6 +19,7 @@ import jaxpool
 from jaxpool._core import engine, indices
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.window import Window
+from jaxpool.testing import questions as ask
 
 # The matrices A and B of the reference numbers.
 A = np.arange(16.0, dtype=np.float32).reshape(4, 4, 1)
@@ -393,6 +394,32 @@ class TestConvertIndices:
         )
         np.testing.assert_array_equal(back, [[1], [2**31 + 5]])
 
+    def test_every_dtype(self):
+        def given(indices):
+            return indices[:, None], dict(input_shape=(300,), source="tf")
+
+        def expected(indices, **_):
+            return np.where((indices >= 0) & (indices < 300), indices, -1)
+
+        ask.integer_widths("indices", 300, given, jaxpool.convert_indices, expected)
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+    def test_dtype_of_the_result(self, dtype):
+        """An unsigned one has its largest number for what names no element."""
+        indices = np.array([[-1], [100], [300]], np.int32)
+        y = jaxpool.convert_indices(indices, (101,), dtype=dtype)
+        assert y.dtype == dtype
+        none = np.array(-1).astype(dtype)
+        np.testing.assert_array_equal(y[:, 0], [none, 100, none])
+
+    def test_unsigned_indices_beyond_int32(self):
+        size = 2**31 - 1
+        indices = np.array([[[5]], [[size + 5]], [[2 * size]]], np.uint32)
+        y = jaxpool.convert_indices(indices[:2], (size,), source="tf_batch")
+        np.testing.assert_array_equal(y.ravel(), [5, 5])
+        y = jaxpool.convert_indices(indices[1:], (size,), source="tf_batch")
+        np.testing.assert_array_equal(y.ravel(), [5, -1])
+
     def test_the_way_to_an_unpooling(self):
         x = normals(2, 6, 8, 3)
         y, index = jaxpool.max_pool_with_argmax(x, **TWO)
@@ -414,6 +441,11 @@ class TestConvertIndices:
             (dict(dtype=np.ones(2)), TypeError, "`dtype` must be an integer type"),
             (dict(source=np.ones(2)), ValueError, "`source` must be one of plane"),
             (dict(dtype=jnp.int8, target="tf"), ValueError, "hold indices up to 299"),
+            (
+                dict(dtype=jnp.uint8, input_shape=(16, 16)),
+                ValueError,
+                "hold indices up to 255, and another for no element",
+            ),
         ],
     )
     def test_refuses(self, arguments, error, message):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
@@ -30,6 +31,7 @@ from jaxpool._core.window import (
 __all__ = [
     "adaptive_bins",
     "as_array",
+    "as_integers",
     "as_key",
     "as_mask",
     "as_modes",
@@ -38,6 +40,7 @@ __all__ = [
     "check_padding",
     "check_whole",
     "countable",
+    "int32_of",
     "kernel_shape",
     "kernel_taps",
     "laid",
@@ -221,8 +224,7 @@ def as_array(
     except (TypeError, ValueError, OverflowError):
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, type(x), TypeError) from None
-    if isinstance(x, np.ndarray | np.generic):
-        _check_fits(caller, name, x, array.dtype)
+    _check_fits(caller, name, x, array.dtype)
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
         rule = "must be an array of numbers"
         raise fail(caller, name, rule, array.dtype, TypeError)
@@ -233,11 +235,35 @@ def as_array(
     return vary_as_tangent(array)
 
 
-def _check_fits(
-    caller: str, name: str, x: np.ndarray | np.generic, dtype: np.dtype
-) -> None:
+def as_integers(caller: str, value: ArrayLike, name: str) -> jax.Array:
+    """Returns an array of integers as a JAX array; others are refused."""
+    array = as_array(caller, value, name)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise fail(caller, name, "must be integers", array.dtype, TypeError)
+    return array
+
+
+def int32_of(x: jax.Array) -> jax.Array:
+    """Returns integers as int32, what is too large or too small as the nearest limit.
+
+    Sizes and indices are compared in int32: a narrower dtype may not hold the size, and
+    of a wider one, or an unsigned one, the upper half would wrap around.
+    """
+    own, wanted = jnp.iinfo(x.dtype), np.iinfo(np.int32)
+    low, high = max(own.min, wanted.min), min(own.max, wanted.max)
+    if (low, high) != (own.min, own.max):
+        x = lax.clamp(np.array(low, x.dtype), x, np.array(high, x.dtype))
+    return x.astype(np.int32)
+
+
+def _check_fits(caller: str, name: str, x: Any, dtype: np.dtype) -> None:
     """Raises where integers lose their upper half, of which JAX says nothing."""
-    if x.dtype == dtype or not x.size or not np.issubdtype(x.dtype, np.integer):
+    if isinstance(x, jax.Array) or not hasattr(x, "__array__"):
+        return
+    if not jnp.issubdtype(dtype, jnp.integer) or hasattr(x, "__jax_array__"):
+        return
+    x = np.asarray(x)  # of NumPy, or another framework's tensor
+    if x.dtype == dtype or not x.size:
         return
     limits = jnp.iinfo(dtype)
     for value in (int(np.min(x)), int(np.max(x))):
@@ -340,23 +366,40 @@ def check_positive(caller: str, name: str, value: ArrayLike) -> None:
 
 
 def as_parameter(
-    caller: str, name: str, value: ArrayLike, x: jax.Array, *, positive: bool = False
+    caller: str,
+    name: str,
+    value: ArrayLike,
+    x: jax.Array,
+    pooled: Sequence[int],
+    *,
+    positive: bool = False,
+    of_windows: bool = False,
 ) -> jax.Array:
     """Returns a parameter with `x`'s rank, in the dtype that `x` accumulates in.
 
-    It is a scalar, one value a channel, or anything else that broadcasts to `x`.
+    It is a scalar, one value a channel (a vector in every layout: channels are the last
+    axis that is not pooled), or what broadcasts to `x` and is the same along pooled
+    axes; unless it is `of_windows`, and `x` what they give.
     """
     given = as_array(caller, value, name, ordered=True)
-    parameter = given.astype(accumulation_dtype(x.dtype))
-    tail = x.shape[x.ndim - parameter.ndim :]
-    if parameter.ndim > x.ndim or any(
-        m not in (1, n) for m, n in zip(parameter.shape, tail, strict=True)
+    rest = [a for a in range(-x.ndim, 0) if a not in pooled]
+    shape = given.shape
+    if len(shape) == 1 and rest:
+        shape = (*shape, *(1,) * (-1 - rest[-1]))
+    missing = x.ndim - len(shape)
+    if missing < 0 or any(
+        m not in (1, n) for m, n in zip(shape, x.shape[missing:], strict=True)
     ):
         rule = f"must broadcast to {x.shape}"
-        raise fail(caller, name, rule, parameter.shape)
+        raise fail(caller, name, rule, given.shape)
+    shape = (*(1,) * missing, *shape)
+    if not of_windows and any(shape[a] != 1 for a in pooled):
+        allowed = "a scalar or one value a channel" if rest else "a scalar"
+        rule = f"must be {allowed}: the same along pooled axes"
+        raise fail(caller, name, rule, given.shape)
     if positive:
         check_positive(caller, name, value)
-    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+    return given.astype(accumulation_dtype(x.dtype)).reshape(shape)
 
 
 def kernel_shape(

@@ -80,7 +80,7 @@ def lay(
     known = (image >= 0) & (image < images)
     return Boxes(
         boxes * jnp.asarray(scales, boxes.dtype)[level][:, None],
-        jnp.where(known, image, 0).astype(jnp.int32),
+        jnp.where(known, image, 0),
         known,
         of_level(firsts),
         of_level([h for h, _ in shapes]),

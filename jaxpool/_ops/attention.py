@@ -708,7 +708,7 @@ def sim_pool(
     if gamma is None:
         y = attend(q, k, k, tokens.where, w, num_heads, eps)
     else:
-        gamma = as_parameter(caller, "gamma", gamma, k, positive=True)
+        gamma = as_parameter(caller, "gamma", gamma, k, (-2,), positive=True)
         lowest = global_min_pool(k, axis=-2, keepdims=True, where=visible)
         v = hide(k - lowest, visible) + jnp.asarray(1e-6, k.dtype)
         scale = power_of_two_scale(v, (-2,), gamma)

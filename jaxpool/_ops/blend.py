@@ -69,9 +69,9 @@ def mixed_pool(
       x: `[B..., S..., C]` as in :func:`max_pool`.
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`.
-      alpha: the weight of the maximum: a scalar, one value a channel `[C]`, one a
-        region `[O..., 1]`, or whatever broadcasts to the result. It is not confined to
-        [0, 1].
+      alpha: the weight of the maximum: a scalar, one value a channel `[C]` (in every
+        layout), one a region `[O..., 1]`, or whatever else broadcasts to the result. It
+        is not confined to [0, 1].
       squash: whether to take the logistic function of `alpha` instead, which is: then 0
         weighs both alike.
 
@@ -97,7 +97,9 @@ def mixed_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     highest, mean = highest_and_mean(x, geometry, where)
     squash = as_flag(caller, "squash", squash)
-    weight = as_parameter(caller, "alpha", alpha, highest)
+    weight = as_parameter(
+        caller, "alpha", alpha, highest, geometry.pooled, of_windows=True
+    )
     y = _blended(jax.nn.sigmoid(weight) if squash else weight, highest, mean)
     return y.astype(mean_dtype(x.dtype))
 

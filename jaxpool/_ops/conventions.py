@@ -10,7 +10,7 @@ import numpy as np
 from jax import dtypes, lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, output_axes
+from jaxpool._core.arguments import as_integers, output_axes
 from jaxpool._core.window import Ints, fail, is_name
 
 __all__ = ["convert_indices"]
@@ -64,7 +64,8 @@ def convert_indices(
         padding; an int only with `axis=`.
       source, target: the convention of the argument, and of the result.
       axis: the pooled axes, by default those before a trailing channel axis.
-      dtype: of the result, int32 by default; int64 needs `jax_enable_x64`.
+      dtype: of the result, int32 by default; int64 needs `jax_enable_x64`. Unsigned
+        types have their largest number in place of -1.
 
     Returns:
       Integers of the shape of `indices`. Those of "plane" are what
@@ -83,9 +84,7 @@ def convert_indices(
              [ 8,  4]], dtype=int32)
     """
     caller = "convert_indices"
-    indices = as_array(caller, indices, "indices")
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise fail(caller, "indices", "must be integers", indices.dtype, TypeError)
+    indices = as_integers(caller, indices, "indices")
     for name, convention in (("source", source), ("target", target)):
         if not is_name(convention, CONVENTIONS):
             rule = f"must be one of {', '.join(CONVENTIONS)}"
@@ -113,18 +112,23 @@ def convert_indices(
     counted = _counted(target, axes, indices.ndim)
     known = (shape[a] for a in counted if isinstance(shape[a], int))
     largest = math.prod(known) - 1
-    if largest > jnp.iinfo(wanted).max:
-        raise fail(caller, "dtype", f"must hold indices up to {largest}", wanted)
-    rest = indices.astype(dtypes.canonicalize_dtype(np.int64))
-    named, coordinates = rest >= 0, {}
+    none = np.array(-1).astype(wanted)
+    if largest > jnp.iinfo(wanted).max or largest == int(none):
+        rule = f"must hold indices up to {largest}, and another for no element"
+        raise fail(caller, "dtype", rule, wanted)
+    # The widest there is: every index of whatever dtype fits.
+    wide = dtypes.canonicalize_dtype(np.uint64)
+    named, coordinates = indices >= 0, {}
+    rest = jnp.where(named, indices, 0).astype(wide)
     for a in _counted(source, axes, indices.ndim):
-        rest, coordinates[a] = jnp.divmod(rest, shape[a])
+        rest, coordinates[a] = jnp.divmod(rest, jnp.asarray(shape[a], wide))
     named &= rest == 0
     result, place = jnp.zeros_like(rest), 1
     for a in counted:
-        here = lax.broadcasted_iota(rest.dtype, rest.shape, rest.ndim + a)
-        result, place = result + place * coordinates.get(a, here), place * shape[a]
-    return jnp.where(named, result, -1).astype(wanted)
+        here = lax.broadcasted_iota(wide, rest.shape, rest.ndim + a)
+        result += jnp.asarray(place, wide) * coordinates.get(a, here)
+        place *= shape[a]
+    return jnp.where(named, result.astype(wanted), none)
 
 
 def _counted(convention: str, pooled: Sequence[int], ndim: int) -> list[int]:

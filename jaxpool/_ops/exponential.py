@@ -350,11 +350,8 @@ def _sharpness(
     geometry: Geometry,
     positive: bool = False,
 ) -> jax.Array:
-    """The parameter as an array that is the same along pooled axes."""
-    sharpness = as_parameter(caller, name, value, x, positive=positive)
-    if any(sharpness.shape[a] != 1 for a in geometry.pooled):
-        rule = "must be a scalar or one value a channel: the same along pooled axes"
-        raise fail(caller, name, rule, np.shape(value))
+    """A finite parameter."""
+    sharpness = as_parameter(caller, name, value, x, geometry.pooled, positive=positive)
     if not isinstance(value, Tracer) and not np.isfinite(value).all():
         raise fail(caller, name, "must be finite", value)
     return sharpness

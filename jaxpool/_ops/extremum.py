@@ -1,8 +1,9 @@
 """Maximum and minimum: one element of each window, its place, and the way back.
 
 The extremum is one element: the first maximal one in row-major order, or the first NaN
-where there is one. Value, gradient and index all speak of that element. A max-unpooling
-writes values back to where they came from.
+where there is one. Gradient and index speak of that element, and the value equals it;
+of -0. and 0., which are equal, it may be the other. A max-unpooling writes values back
+to where they came from.
 
 References:
   Matthew Zeiler, Rob Fergus: Visualizing and Understanding Convolutional Networks,
@@ -17,8 +18,10 @@ from jax.typing import ArrayLike
 
 from jaxpool._core.arguments import (
     as_array,
+    as_integers,
     check_whole,
     countable,
+    int32_of,
     laid,
     output_axes,
     reduced,
@@ -151,7 +154,8 @@ def max_pool_with_argmax(
     Arguments, layout, errors and gradient as in :func:`max_pool`.
 
     Returns:
-      values: `[B..., O..., C]` in the dtype of `x`.
+      values: `[B..., O..., C]` in the dtype of `x`. Of -0. and 0., which are equal, a
+        value may be the one that its index does not name.
       indices: int32 of the same shape: the element's position in the unpadded input,
         counted in row-major order over the pooled axes alone (for H and W: h * W + w),
         as PyTorch counts; -1 for a window without elements. No gradient.
@@ -224,9 +228,7 @@ def max_unpool(
     """
     caller = "max_unpool"
     values = as_array(caller, values, "values")
-    indices = as_array(caller, indices, "indices")
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise fail(caller, "indices", "must be integers", indices.dtype, TypeError)
+    indices = int32_of(as_integers(caller, indices, "indices"))
     if indices.shape != values.shape:
         rule = f"must have the shape of `values`, {values.shape}"
         raise fail(caller, "indices", rule, indices.shape)
@@ -236,7 +238,7 @@ def max_unpool(
     indices = split_alike(indices, values.shape, values)
     values = split_alike(values, values.shape, indices)
     countable(caller, sizes, "output_shape")
-    indices = jnp.where(indices < math.prod(sizes), indices, -1).astype(jnp.int32)
+    indices = jnp.where(indices < math.prod(sizes), indices, -1)
     last = jnp.where(last_claims(indices, axes, sizes), indices, -1)
     if values.dtype == jnp.bool_:  # of which JAX makes no sums
         return put(values.astype(jnp.uint8), last, axes, sizes).astype(jnp.bool_)

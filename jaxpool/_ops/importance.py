@@ -225,7 +225,8 @@ def detail_preserving_pool(
       NaN or infinity gives its mean, and one without elements 0.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and for eps <= 0.
+      ValueError, TypeError: as in :func:`max_pool`, for eps <= 0, and for a lam or
+        alpha that differs along pooled axes.
 
     Example:
       The one element that stands out, where the mean would be 1:
@@ -243,12 +244,9 @@ def detail_preserving_pool(
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
     eps = as_positive(caller, "eps", eps)
-    power = jnp.exp(lax.min(as_parameter(caller, "lam", lam, x), x.dtype.type(10))) / 2
-    base = as_parameter(caller, "alpha", alpha, x)
-    for name, given, array in (("lam", lam, power), ("alpha", alpha, base)):
-        if any(array.shape[a] != 1 for a in geometry.pooled):
-            rule = "must be a scalar or one value a channel: the same along pooled axes"
-            raise fail(caller, name, rule, np.shape(given))
+    power = as_parameter(caller, "lam", lam, x, geometry.pooled)
+    power = jnp.exp(lax.min(power, x.dtype.type(10))) / 2
+    base = as_parameter(caller, "alpha", alpha, x, geometry.pooled)
     x = hide(x, where)
     mean = masked_mean(x, geometry, where, False)
     calm = hide(x, jnp.isfinite(x))  # the mean speaks for windows with anything else

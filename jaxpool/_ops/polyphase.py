@@ -34,6 +34,7 @@ from jaxpool._core.arguments import (
     as_key,
     as_parameter,
     check_whole,
+    int32_of,
     output_axes,
 )
 from jaxpool._core.engine import window_taps
@@ -92,8 +93,9 @@ def polyphase_pool(
       x: `[B..., S..., C]`, of any dtype.
       strides: :math:`s` for each pooled axis, which divides its size; an int needs
         `axis=`.
-      index: which component to take, int of a shape broadcastable to `[B...]`; or
-        weights `[B..., number of components]` to add them up with, floating, as
+      index: which component to take, int of a shape broadcastable to `[B...]`; one
+        that there is not is refused, and under `jit`, where values are not known, gives
+        0. Or weights `[B..., number of components]` to add them up with, floating, as
         :func:`learned_polyphase_pool` returns them.
       norm: :math:`q`, one of 1, 2 and infinity.
       axis: the pooled axes, by default those before a trailing channel axis. Channels
@@ -141,10 +143,10 @@ def polyphase_pool(
         rule = f"must broadcast to the shape of the samples, {batch}"
         raise fail(caller, "index", rule, given.shape)
     if not isinstance(given, Tracer):
-        numbers = np.asarray(given)
+        numbers = np.asarray(given).astype(np.int64)
         if np.any((numbers < 0) | (numbers >= count)):
             raise fail(caller, "index", f"must lie in [0, {count})", index)
-    given = jnp.broadcast_to(given.astype(jnp.int32), batch)
+    given = jnp.broadcast_to(int32_of(given), batch)
     return phases.chosen(given), given
 
 
@@ -220,7 +222,8 @@ def learned_polyphase_pool(
       strides, axis: the components, as in :func:`polyphase_pool`.
       key: a PRNG key, typed or raw; the same key draws the same noise.
       deterministic: whether to take the best component, which needs no key.
-      temperature: :math:`\tau`, greater than 0; meant to fall during training.
+      temperature: :math:`\tau`, a scalar greater than 0; meant to fall during
+        training.
 
     Returns:
       values: `[B..., S/s..., C]`; floats in the dtype of `x`, integers as floats.
@@ -247,11 +250,12 @@ def learned_polyphase_pool(
     check_whole(caller, phases.x, [phases.channel])
     w = _read(caller, params, phases)
     scores = jnp.stack([_score(part, w) for part in phases.arranged(w)], -1)
+    every = range(-scores.ndim, 0)
+    tau = as_parameter(caller, "temperature", temperature, scores, every, positive=True)
     if as_flag(caller, "deterministic", deterministic):
         chosen = jnp.argmax(scores, -1).astype(jnp.int32)
         weights = jax.nn.one_hot(chosen, len(phases.parts), dtype=scores.dtype)
         return phases.chosen(chosen).astype(phases.dtype), weights
-    tau = as_parameter(caller, "temperature", temperature, scores, positive=True)
     noise = jax.random.gumbel(as_key(caller, key), scores.shape, jnp.float32)
     scores += split_alike(noise, scores.shape, scores).astype(scores.dtype)
     weights = jax.nn.softmax(scores / tau.astype(scores.dtype), -1)
@@ -282,10 +286,9 @@ class _Phases(NamedTuple):
         return mean_dtype(self.x.dtype)
 
     def chosen(self, index: jax.Array) -> jax.Array:
-        """The component that `index` `[B...]` names."""
-        index = lax.expand_dims(index, self.rest)
-        y = self.parts[0]
-        for i, part in enumerate(self.parts[1:], 1):
+        """The component that `index` `[B...]` names; 0 where there is none."""
+        index, y = lax.expand_dims(index, self.rest), jnp.zeros((), self.x.dtype)
+        for i, part in enumerate(self.parts):
             y = jnp.where(index == i, part, y)
         return y
 

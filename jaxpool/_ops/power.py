@@ -84,8 +84,8 @@ def lp_pool(
       x: `[B..., S..., C]` as in :func:`max_pool`.
       window_shape, strides, padding, window_dilation, ceil_mode, axis, where: the
         window, as in :func:`max_pool`.
-      p: the order, greater than 0: a scalar, or one value a channel. `math.inf` is the
-        largest magnitude.
+      p: the order, greater than 0: a scalar, or one value a channel (`[C]`, in every
+        layout). `math.inf` is the largest magnitude.
       normalize: whether to take the mean of the powers instead of their sum.
 
     Returns:
@@ -93,7 +93,8 @@ def lp_pool(
       without elements gives 0.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`, and for p <= 0.
+      ValueError, TypeError: as in :func:`max_pool`, and for a p that is not above 0 or
+        differs along pooled axes.
 
     Example:
       >>> import math
@@ -204,8 +205,9 @@ def global_gem_pool(
 
     Args:
       x: `[B, S..., C]`, real.
-      p: the order, greater than 0: a scalar, or one value a channel. Below 0.001, where
-        learning may take it, it counts as 0.001, with the gradient there.
+      p: the order, greater than 0: a scalar, or one value a channel (`[C]`, in every
+        layout). Below 0.001, where learning may take it, it counts as 0.001, with the
+        gradient there.
       eps: the lower bound, greater than 0, in units of `x`.
       axis, keepdims, where: as in :func:`global_max_pool`.
 
@@ -214,8 +216,8 @@ def global_gem_pool(
       part.
 
     Raises:
-      ValueError, TypeError: as in :func:`global_max_pool`, and for p or eps <= 0, if
-        their values are known.
+      ValueError, TypeError: as in :func:`global_max_pool`, for p or eps <= 0, if their
+        values are known, and where they differ along pooled axes.
 
     Example:
       An order for each channel:
@@ -270,7 +272,8 @@ def learned_norm_pool(
       without elements gives 0.
 
     Raises:
-      ValueError, TypeError: as in :func:`max_pool`.
+      ValueError, TypeError: as in :func:`max_pool`, and for a rho or center that
+        differs along pooled axes.
 
     Example:
       How far the elements are from 2:
@@ -286,8 +289,9 @@ def learned_norm_pool(
     x, geometry, where = laid(caller, x, where, spec, ordered=True)
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    order = 1 + jax.nn.softplus(as_parameter(caller, "rho", rho, x))
-    size = _magnitude(hide(x - as_parameter(caller, "center", center, x), where))
+    rho = as_parameter(caller, "rho", rho, x, geometry.pooled)
+    center = as_parameter(caller, "center", center, x, geometry.pooled)
+    order, size = 1 + jax.nn.softplus(rho), _magnitude(hide(x - center, where))
     return _power_mean(size, order, geometry, where).astype(dtype)
 
 
@@ -301,10 +305,10 @@ def _generalized_mean(
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
     x = x.astype(accumulation_dtype(dtype))
-    floor = as_parameter(caller, "eps", eps, x, positive=True)
-    order = as_parameter(caller, "p", p, x, positive=True)
+    floor = as_parameter(caller, "eps", eps, x, geometry.pooled, positive=True)
+    order = as_parameter(caller, "p", p, x, geometry.pooled, positive=True)
     x = hide(jnp.where(x <= floor, floor, x), where)
-    order = _order(p, at_least(order, _LEAST_P))
+    order = _order(_known(p), at_least(order, _LEAST_P))
     return _power_mean(x, order, geometry, where).astype(dtype)
 
 
@@ -339,7 +343,12 @@ def _power_mean(
     return safe_power(divide(total, count), 1 / order) * scale
 
 
-def _order(value: ArrayLike, order: jax.Array) -> Any:
+def _known(p: ArrayLike) -> Any:
+    """NumPy's numbers as Python's."""
+    return p.item() if isinstance(p, np.ndarray | np.generic) and p.ndim == 0 else p
+
+
+def _order(value: Any, order: jax.Array) -> Any:
     """The order as an int, if that is what was given."""
     if isinstance(value, int | float) and value <= _MOST_FACTORS:
         return int(value) if value == int(value) else order
@@ -363,14 +372,14 @@ def _norm(
 ) -> jax.Array:
     dtype = mean_dtype(x.dtype)
     x = hide(x.astype(accumulation_dtype(dtype)), where)
-    size = _magnitude(x)
-    if isinstance(p, float) and p == math.inf:
+    size, known = _magnitude(x), _known(p)
+    if isinstance(known, float) and known == math.inf:
         y = window_extremum(size, geometry, True, where)
         empty = jnp.isneginf(y)
         return jnp.where(empty, 0, y).astype(dtype)
-    order = as_parameter(caller, "p", p, size, positive=True)
-    order = _order(p, order)
-    if plain() and isinstance(p, int | float) and p <= _MOST_FACTORS and p % 2 == 0:
+    order = as_parameter(caller, "p", p, size, geometry.pooled, positive=True)
+    order = _order(known, order)
+    if plain() and isinstance(order, int) and order % 2 == 0:
         size = x  # whose even powers are its magnitude's
     normalize = as_flag(caller, "normalize", normalize)
     return _power_mean(size, order, geometry, where, normalize).astype(dtype)

@@ -36,7 +36,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxpool._core import regions
-from jaxpool._core.arguments import as_array, check_whole
+from jaxpool._core.arguments import as_array, as_integers, check_whole, int32_of
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import OPS, Example, pool_op
@@ -674,15 +674,13 @@ def _as_boxes(caller: str, boxes: ArrayLike) -> jax.Array:
 
 def _as_indices(caller: str, value: ArrayLike, boxes: Any, images: Any) -> jax.Array:
     name = "batch_indices"
-    indices = as_array(caller, value, name)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise fail(caller, name, "must be integers", indices.dtype, TypeError)
+    indices = as_integers(caller, value, name)
     if indices.shape != (boxes,):
         rule = f"must have the shape {(boxes,)}, one for each box"
         raise fail(caller, name, rule, indices.shape)
     if isinstance(images, int) and not isinstance(value, Tracer):
-        known = np.asarray(value)
+        known = np.asarray(value).astype(np.int64)
         if not np.all((known >= 0) & (known < images)):
             rule = f"must be at least 0 and less than {images}, the number of images"
             raise fail(caller, name, rule, known)
-    return indices
+    return int32_of(indices)

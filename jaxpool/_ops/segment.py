@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_mask, as_modes, check_whole, whole
+from jaxpool._core.arguments import (
+    as_array,
+    as_integers,
+    as_mask,
+    as_modes,
+    check_whole,
+    int32_of,
+    whole,
+)
 from jaxpool._core.engine import identity
 from jaxpool._core.indices import take
 from jaxpool._core.numerics import (
@@ -102,9 +110,7 @@ def segment_pool(
     modes = as_modes(caller, mode, _MODES)
     x = as_array(caller, x, ordered=not {"sum", "mean"}.issuperset(modes))
     check_whole(caller, x, range(-x.ndim, 0))
-    ids = as_array(caller, segment_ids, "segment_ids")
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise fail(caller, "segment_ids", "must be integers", ids.dtype, TypeError)
+    ids = int32_of(as_integers(caller, segment_ids, "segment_ids"))
     if ids.shape != x.shape[:1]:
         rule = f"must have one entry for each row of `x`, whose shape is {x.shape}"
         raise fail(caller, "segment_ids", rule, ids.shape)
@@ -144,10 +150,8 @@ class _Segments:
 
     @classmethod
     def of(cls, ids: jax.Array, count: int, where: jax.Array | None) -> "_Segments":
-        if ids.dtype.itemsize < 4:  # which may not hold `count`
-            ids = ids.astype(jnp.int32)
         inside = (ids >= 0) & (ids < count)
-        return cls(jnp.where(inside, ids, count).astype(jnp.int32), where, count)
+        return cls(jnp.where(inside, ids, count), where, count)
 
     def empty(self, x: jax.Array, value) -> jax.Array:
         """`value` for each segment."""

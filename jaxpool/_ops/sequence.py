@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxpool._core.arguments import as_array, as_mask, as_modes, whole
+from jaxpool._core.arguments import (
+    as_array,
+    as_integers,
+    as_mask,
+    as_modes,
+    int32_of,
+    whole,
+)
 from jaxpool._core.engine import window_extremum, window_sum
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.indices import take
@@ -138,16 +145,14 @@ def sequence_pool(
 
 def _as_lengths(caller: str, lengths: Any, x: jax.Array) -> jax.Array:
     """Returns the lengths as int32 `[B..., 1, 1]`."""
-    lengths = as_array(caller, lengths, "lengths")
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise fail(caller, "lengths", "must be integers", lengths.dtype, TypeError)
+    lengths = int32_of(as_integers(caller, lengths, "lengths"))
     batch = x.shape[:-2]
     pairs = zip(lengths.shape[::-1], batch[::-1], strict=False)
     if lengths.ndim > len(batch) or any(m not in (1, n) for m, n in pairs):
         rule = f"must broadcast to the shape of `x` without L and C, {batch}"
         raise fail(caller, "lengths", rule, lengths.shape)
     missing = (1,) * (len(batch) - lengths.ndim)
-    return lengths.astype(jnp.int32).reshape(*missing, *lengths.shape, 1, 1)
+    return lengths.reshape(*missing, *lengths.shape, 1, 1)
 
 
 def _positions(x: jax.Array) -> jax.Array:

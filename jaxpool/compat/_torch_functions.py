@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import jaxpool
-from jaxpool._core.arguments import as_array
+from jaxpool._core.arguments import as_array, as_integers
 from jaxpool._core.geometry import Geometry
 from jaxpool._core.window import Ints, Window, as_int, as_ints, fail, is_sequence
 
@@ -647,10 +647,7 @@ def _max_unpool(
       (2, 3, 9, 9)
     """
     values = caller.array(input)
-    index = as_array(caller.name, indices, "indices")
-    if not jnp.issubdtype(index.dtype, jnp.integer):
-        rule = "must be integers"
-        raise fail(caller.name, "indices", rule, index.dtype, TypeError)
+    index = as_integers(caller.name, indices, "indices")
     if index.shape != values.shape:
         rule = f"must have the shape of `input`, {values.shape}"
         raise fail(caller.name, "indices", rule, index.shape)

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -92,6 +92,10 @@ class Case:
     def oracle(self) -> Callable[..., Any] | None:
         """The formula."""
         return self.formula
+
+    def with_arguments(self, **more: Any) -> "Case":
+        """The same case with more arguments, which the oracle takes too."""
+        return replace(self, kwargs={**self.kwargs, **more})
 
     @property
     def differentiable(self) -> Callable[[Any], Any]:

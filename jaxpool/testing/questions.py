@@ -5,6 +5,9 @@ what the op raised, where the answer is wrong.
 """
 
 import contextlib
+import functools
+import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from jaxpool._core.op import PoolOp
 from jaxpool.testing.cases import Case
 
 __all__ = [
@@ -23,14 +27,18 @@ __all__ = [
     "equals_the_oracle",
     "gradient_of_every_case",
     "half_precision",
+    "integer_widths",
     "integers",
     "is_what_its_row_says",
     "jit_and_vmap_change_nothing",
     "mask",
     "nan_and_infinity",
     "no_channels",
+    "parameter",
+    "parameter_gradient",
     "second_call_compiles_nothing",
     "second_derivative",
+    "signed_zeros",
     "ties",
 ]
 
@@ -175,6 +183,129 @@ def integers(case: Case, dtype: Any, wide: str | None = None) -> None:
     agree(y, np.asarray(expected, np.float64), rtol=2e-6, atol=20 * 2e-6)
 
 
+def integer_widths(
+    name: str,
+    count: int,
+    given: Callable[[Any], tuple[Any, dict[str, Any]]],
+    fn: Callable[..., Any],
+    oracle: Callable[..., Any],
+) -> None:
+    """What `name` counts up to `count` is counted in every dtype, up to its limits.
+
+    `given(integers)` are the array and the arguments of a call. What lies outside may
+    be refused where it is known.
+    """
+
+    def call(integers):
+        x, arguments = given(integers)
+        return fn(x, **arguments)
+
+    tried = {-1, 0, 1, 5, count - 1, count, count + 1}
+    for bits in (7, 8, 15, 16, 31, 32, 63, 64):
+        tried |= {2**bits - 1, 2**bits, 2**bits + 1, -(2**bits), 1 - 2**bits}
+    for sign, bits in itertools.product(("", "u"), (4, 8, 16, 32, 64)):
+        dtype, f = np.dtype(getattr(jnp, f"{sign}int{bits}")), jax.jit(call)
+        limits = jnp.iinfo(dtype)
+        every = [n for n in tried if limits.min <= n <= limits.max]
+        inside = [n for n in every if 0 <= n < count]
+        for several in (every, inside):
+            # As many of each dtype, so that they share what is compiled.
+            integers = np.resize(np.array(several, object), len(tried))
+            x, arguments = given(np.clip(integers, -(2**40), 2**40).astype(np.int64))
+            expected, integers = oracle(x, **arguments), integers.astype(dtype)
+            if jax.dtypes.canonicalize_dtype(dtype) == dtype:  # JAX narrows others
+                agree(f(integers), expected, **F32)
+            y = _unless_refused(call, integers, name)
+            assert y is not None or several is every, f"{dtype} is refused"
+            if y is not None:
+                agree(y, expected, **F32)
+
+
+def parameter(case: Case, name: str, first: bool = False) -> None:
+    """A parameter of any shape and dtype is right, value by value, or refused by name.
+
+    A vector has a value a channel in every layout: channels last, or `first`.
+    """
+    # As many channels as places along an axis, so that one could pass for the other.
+    x, op = case.input(channels=case.sizes[0]), case.op
+    layout: dict[str, Any] = {"axis": tuple(range(2 - x.ndim, 0))} if first else {}
+    layout |= {"keepdims": True} if op.kind == "global" else {}
+
+    def call(value):
+        value = np.moveaxis(value, -1, 1) if first and value.ndim == x.ndim else value
+        laid = np.moveaxis(x, -1, 1) if first else x
+        y = jax.tree.leaves(case.function(**layout, **{name: value})(laid))[0]
+        return jnp.moveaxis(y, 1, -1) if first else y
+
+    @functools.cache
+    def expected(value):
+        return jax.tree.leaves(case.with_arguments(**{name: value}).expected(x))[0]
+
+    scalars, taken = _scalars(op, name), set()
+    out = np.shape(expected(float(scalars[0])))
+    shapes = _shapes(x.shape, (*out[:1], *(1,) * (x.ndim - len(out)), *out[1:]))
+    values = [np.resize(np.float32(scalars), shape) for shape in shapes]
+    values += [np.resize([1, 2], shape).astype(np.uint8) for shape in shapes[:2]]
+    for value in values:
+        for f in (jax.jit(call), call)[: 1 if value.ndim > 1 else 2]:
+            y = _unless_refused(f, value, name)
+            if y is None:
+                continue
+            taken.add(value.shape)
+            whole = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+            if y.ndim < x.ndim:
+                whole = whole.squeeze(tuple(range(1, x.ndim - 1)))
+            whole = np.broadcast_to(whole, y.shape)  # or it should have been refused
+            each = [np.reshape(expected(float(v)), y.shape) for v in np.unique(value)]
+            agree(y, np.select([whole == v for v in np.unique(value)], each), **F32)
+    if name in op.learned:
+        assert {*shapes[:5]} <= taken, "a scalar, or values along batch and channels"
+
+
+def parameter_gradient(case: Case, name: str) -> None:
+    """The gradient to a parameter is that of finite differences, in float64."""
+    x = case.input(dtype=np.float64)
+    for shape in _shapes(x.shape, x.shape)[:5:4]:
+        value = jnp.asarray(np.resize(_scalars(case.op, name), shape))
+        assert value.dtype == np.float64, "needs `jax_enable_x64`"
+
+        def f(value):
+            return jax.tree.leaves(case.function(**{name: value})(x))[0]
+
+        close = {"eps": 1e-4, "rtol": 1e-4, "atol": 1e-4}
+        check_grads(jax.jit(f), (value,), order=1, modes=("fwd", "rev"), **close)
+
+
+def _unless_refused(f: Callable[[Any], Any], value: Any, name: str) -> Any:
+    """`f(value)`, or None where an error says of the argument what it must be."""
+    try:
+        return f(value)
+    except (TypeError, ValueError) as error:
+        if f"`: `{name}` must " not in str(error):
+            raise
+    return None
+
+
+def _scalars(op: PoolOp, name: str) -> np.ndarray:
+    """Three values for a parameter, near its default."""
+    default = inspect.signature(op.fn).parameters[name].default
+    near = default if isinstance(default, int | float) and default else 0.5
+    return near * np.array([1, 1.25, 1.5])
+
+
+def _shapes(x: tuple[int, ...], y: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes of a parameter, for `x` with channels last and its result, of one rank.
+
+    The first ones are a scalar, and those that differ along batch and channels alone.
+    """
+    (n, *inner, c), ones = x, (1,) * (len(x) - 2)
+    shapes = [(), (c,), (1, *ones, c), (n, *ones, 1), (n, *ones, c), (c + 1,), (1, *x)]
+    for sizes in (inner, y[1:-1]):
+        shapes += [(1, *ones[:a], k, *ones[a + 1 :], 1) for a, k in enumerate(sizes)]
+        shapes += [(1, *sizes, 1), (n, *sizes, c)]
+    return list(dict.fromkeys(shapes))
+
+
 def nan_and_infinity(case: Case, special: float) -> None:
     """NaN and infinities go where the oracle lets them go."""
     x = case.input()
@@ -188,6 +319,18 @@ def ties(case: Case) -> None:
     """Of equal elements it takes the one that the oracle takes."""
     x = np.round(case.input())
     agree(jax.jit(case.function())(x), case.expected(x), **F32)
+
+
+def signed_zeros(case: Case) -> None:
+    """-0. and 0. are equal: results, indices and gradients do not tell them apart."""
+    x = np.round(case.input() / 2)
+    signed, plain = (np.where(x == 0, zero, x) for zero in (case.input(seed=1) * 0, 0))
+
+    @jax.jit
+    def results(x):
+        return case.function()(x), jax.grad(finite_sum(case))(x)
+
+    agree(results(signed), results(plain.astype(x.dtype)), rtol=0, atol=0)
 
 
 def mask(case: Case) -> None:

@@ -40,6 +40,8 @@ def polyphase(x, strides, norm=2, index=None):
                     np.linalg.norm(p.ravel(), norm) if p.size else 0 for p in parts
                 ]
             chosen = int(np.argmax(sizes))
+        if not 0 <= chosen < len(parts):
+            return 0 * parts[0], np.clip(chosen, -(2**31), 2**31 - 1)
         return parts[chosen], chosen
 
     return over_samples(one, x, len(strides))
@@ -61,7 +63,9 @@ def score(part, params):
     return total / math.prod(sizes) @ np.float64(params["out_kernel"])
 
 
-def learned(x, params, strides, deterministic=True):
+def learned(x, params, strides, deterministic=True, temperature=1.0):
+    """Evaluation, to which the temperature is nothing."""
+
     def one(sample, at):
         parts = components(sample, strides)
         with np.errstate(invalid="ignore"):
@@ -133,6 +137,16 @@ WRONG = {
             "`temperature` must be finite and greater than 0",
         ),
     ],
+}
+COUNTED = {
+    "polyphase_pool": (
+        "index",
+        20,
+        lambda index: (
+            np.tile(np.arange(1, 21, dtype=np.float32)[:, None], (len(index), 1, 1)),
+            dict(index=index, strides=(20,)),
+        ),
+    )
 }
 WIDE = {"learned_polyphase_pool": "mean"}
 EXCEPT = {

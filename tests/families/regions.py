@@ -10,7 +10,8 @@ def over_boxes(pool, x, boxes, batch_indices=None):
     boxes = np.asarray(boxes, np.float64)
     if batch_indices is not None:
         pairs = zip(batch_indices, boxes, strict=True)
-        return np.stack([pool(x[n], box) for n, box in pairs])
+        images = {n: x[n] for n in range(len(x))}
+        return np.stack([pool(images.get(n, 0 * x[0]), box) for n, box in pairs])
     boxes = np.broadcast_to(boxes, (*x.shape[:-3], *boxes.shape[-2:]))
     y = [[pool(x[at], b) for b in boxes[at]] for at in np.ndindex(x.shape[:-3])]
     y = np.array(y)
@@ -87,7 +88,8 @@ def ps_align(x, boxes, output_shape, where=None, **more):
 
 
 def multiscale(x, boxes, output_shape, where=None, spatial_scales=(1.0,), **more):
-    """Of a pyramid with one level."""
+    """Of a pyramid with one level, whatever the size that belongs to it."""
+    more.pop("canonical_scale", None)
     return align(x, boxes, output_shape, spatial_scale=spatial_scales[0], **more)
 
 
@@ -181,6 +183,28 @@ CASES = {
     "roi_pool": _cases(False),
     "ps_roi_pool": _cases(True),
     "multiscale_roi_align": [(_SIZES, dict(_SHARED[0], spatial_scales=(1.0,)))],
+}
+
+
+def _counted(channels=1, **more):
+    images = np.arange(1, 301, dtype=np.float32)[:, None, None, None]
+    images = images + np.zeros((2, 2, channels), np.float32)
+
+    def given(indices):
+        boxes = np.tile(np.array([[0, 0, 1, 1]], np.float32), (len(indices), 1))
+        return images, dict(
+            boxes=boxes, batch_indices=indices, output_shape=(1, channels), **more
+        )
+
+    return "batch_indices", 300, given
+
+
+COUNTED = {
+    "roi_align": _counted(),
+    "roi_pool": _counted(),
+    "ps_roi_align": _counted(2),
+    "ps_roi_pool": _counted(2),
+    "multiscale_roi_align": _counted(spatial_scales=(1.0,)),
 }
 WIDE = dict.fromkeys(set(ORACLES) - {"roi_pool"}, "mean")
 

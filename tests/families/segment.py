@@ -62,6 +62,16 @@ CASES = {
 STATIC = {"segment_pool": dict(num_segments=2)}
 WIDE = {"segment_pool": "mean"}
 _TWO = dict(segment_ids=ids(0, 1), num_segments=2)
+COUNTED = {
+    "segment_pool": (
+        "segment_ids",
+        300,
+        lambda ids: (
+            np.arange(len(ids), dtype=np.float32)[:, None],
+            dict(segment_ids=ids, num_segments=300, mode="sum"),
+        ),
+    )
+}
 WRONG = {
     "segment_pool": [
         (dict(_TWO, mode="median"), ValueError, "`mode` must be one or several of sum"),

@@ -57,6 +57,16 @@ CASES = {
     ]
 }
 WIDE = {"sequence_pool": "mean"}
+COUNTED = {
+    "sequence_pool": (
+        "lengths",
+        300,
+        lambda lengths: (
+            np.tile(np.float32(range(300))[:, None] % 7, (len(lengths), 1, 1)),
+            dict(lengths=lengths, mode="mean"),
+        ),
+    )
+}
 _X = np.zeros((2, 6, 7, 3), np.float32)
 WRONG = {
     "sequence_pool": [
