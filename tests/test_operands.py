@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import typical
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_contract import representatives
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -224,6 +224,39 @@ def test_second_derivatives(case, samples):
         )
         expected = [reference(device, same) for device in mapped.devices]
         jax.tree.map(close, actual, mapped.gathered(expected))
+
+
+@every_op(representatives().__contains__)
+def test_explicit_meshes(case, samples):
+    """Each operand alone is split along its batch axis, outside of any map."""
+    given = Operands(case, samples)
+    (arrays, _), rank = given.devices, given.devices[0]["x"].ndim
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))
+
+    def results(arrays):
+        return given.loss(arrays), gradient(given.loss, arrays)
+
+    def refused(arrays):
+        """Whether the op reads that axis as one, and says so."""
+        try:
+            jax.eval_shape(results, arrays)
+        except ValueError as error:
+            if "must not be sharded explicitly" not in str(error):
+                raise
+            return True
+        return False
+
+    expected = jax.jit(results)(arrays)
+    batched = [n for n, a in arrays.items() if getattr(a, "ndim", 0) == rank]
+    with jax.set_mesh(mesh):
+        for name in (n for n in batched if arrays[n].shape[0] == 2):
+            specs = {n: SPLIT if n == name else SAME for n in arrays}
+            placed = {
+                n: jax.device_put(a, NamedSharding(mesh, specs[n]))
+                for n, a in arrays.items()
+            }
+            if not refused(placed):
+                jax.tree.map(close, jax.jit(results)(placed), expected)
 
 
 @pytest.mark.parametrize("case", [c for c in typical() if c.op.name == "soft_pool"])
