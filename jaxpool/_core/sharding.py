@@ -30,7 +30,8 @@ def vary_as_tangent(x: jax.Array) -> jax.Array:
     `jax.jvp` takes one that varies over fewer or more, and some rules, JAX's own among
     them, do not.
     """
-    return _agreeing(x) if jax.sharding.get_abstract_mesh().manual_axes else x
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    return _agreeing(x) if mapped and jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 @jax.custom_jvp
