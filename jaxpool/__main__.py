@@ -254,7 +254,8 @@ def _add_deploy(commands) -> None:
         default=[],
         dest="inputs",
         metavar="SIZES[:DTYPE]",
-        help="for each input, as 1x28x28x1 or 1x28x28x1:float32; noise is tried on it",
+        help="for each input, as 1x28x28x1 or 1x28x28x1:float32; noise is tried on it. "
+        "1xh=28xw=28x1: of any height and width (stablehlo, onnx)",
     )
     option(
         "--examples",
@@ -275,6 +276,19 @@ def _add_deploy(commands) -> None:
         action="store_true",
         default=unset,
         help="for the batch size of --input alone (stablehlo, onnx; litert always is)",
+    )
+    option(
+        "--opset",
+        type=int,
+        default=unset,
+        help="the version of ONNX's operators; the lowest that will do (onnx)",
+    )
+    option(
+        "--no-extremes",
+        dest="extremes",
+        action="store_false",
+        default=unset,
+        help="not to compare it at infinities and the ends of dtypes (onnx, litert)",
     )
     option(
         "--gradient",

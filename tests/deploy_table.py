@@ -32,7 +32,10 @@ BESIDE = {
     *("Cast", "Identity", "Neg", "Pad", "Reshape", "Shape", "Squeeze", "Transpose"),
     *("Unsqueeze", "Constant", "Concat", "Gather", "Slice"),
     *("PAD", "PADV2", "RESHAPE", "TRANSPOSE", "QUANTIZE", "DEQUANTIZE", "CAST", "SUB"),
+    "BITCAST",
 }
+# What halves what a pool is given and doubles what it gives, for the sake of -inf.
+TWICE = {"Mul": "MaxPool", "MUL": "MAX_POOL_2D"}
 
 
 def cells(case, targets=None):
@@ -87,9 +90,11 @@ def _int8(case, out):
 
 def _words(case, nodes):
     floats = sorted(n.split()[0] for n in nodes if n.endswith(" in float32"))
-    known = POOLS | (REDUCTIONS if case.op.kind == "global" else set())
+    whole = case.op.kind == "global" or case.op.family == "pyramid"
+    known = POOLS | (REDUCTIONS if whole else set())
     native = ", ".join(f"`{n}`" for n in sorted(known & nodes.keys()))
-    if native and nodes.keys() <= known | BESIDE:
+    twice = {m for m, pool in TWICE.items() if nodes.get(m) == 2 * nodes.get(pool, 0)}
+    if native and nodes.keys() <= known | BESIDE | twice:
         text = f"**native**: {native}"
     else:
         text = f"composed, with {native}" if native else "composed"
@@ -142,10 +147,10 @@ padded where it has windows. It was exported to each target, run there and compa
 JAX ({versions}).
 
 **native** names the nodes that compute it; beside them stand at most nodes that pad,
-arrange elements or change signs. *composed* is made of the target's arithmetic, and
-right, but the runtime sees no pool. In int8, what stays in float32 is named; an op that
-8 bits are too few for can be left in float32, or trained with quantization in mind.
-[Deployment](deployment.md) says how.
+arrange elements, change signs, or halve and double them for the sake of -inf.
+*composed* is made of the target's arithmetic, and right, but the runtime sees no pool.
+In int8, what stays in float32 is named; an op that 8 bits are too few for can be left
+in float32, or trained with quantization in mind. [Deployment](deployment.md) says how.
 
 | op | {" | ".join(WRITERS)} |
 |---|{"---|" * len(WRITERS)}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from jax import export, lax
 
@@ -18,11 +19,15 @@ from jaxpool.__main__ import main
 from jaxpool.compare.data import load
 from jaxpool.deploy import DeployError, litert_model, to_litert, to_stablehlo
 from jaxpool.deploy.agreement import check_agreement
+from jaxpool.deploy.extremes import compare, tried
+from jaxpool.deploy.functions import results
 
 for module in ("litert_converter", "onnx", "onnxruntime"):
     pytest.importorskip(module)
 
 import deploy_table  # noqa: E402
+
+from jaxpool.deploy import to_onnx  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(2, 8, 10, 3)).astype(np.float32)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -140,7 +145,7 @@ def test_stablehlo_is_read_and_called(trained, tmp_path):
 def test_stablehlo_of_one_batch_size(tmp_path):
     out = tmp_path / "pool"
     apart = lambda x: jaxpool.median_pool(x, (2, 2), axis=(0, 1))  # noqa: E731
-    with pytest.raises(DeployError, match="any batch size; dynamic_batch=False"):
+    with pytest.raises(DeployError, match="a batch of any size"):
         to_stablehlo(apart, X, out=out)
     to_stablehlo(apart, X, out=out, dynamic_batch=False, platforms=["cpu", "tpu"])
     read = export.deserialize(bytearray(out.read_bytes()))
@@ -215,14 +220,18 @@ def test_stablehlo_refusals(tmp_path):
 # LiteRT
 
 MAX, AVG = "MAX_POOL_2D", "AVERAGE_POOL_2D"
+TWICE = {"MUL": 2}  # halved and doubled, for the sake of -inf
 FORMS = {
-    "max": (pool, {MAX: 1}),
-    "overlapping": (lambda x: jaxpool.max_pool(x, (3, 3), (2, 2), "SAME"), {MAX: 1}),
+    "max": (pool, {MAX: 1, **TWICE}),
+    "overlapping": (
+        lambda x: jaxpool.max_pool(x, (3, 3), (2, 2), "SAME"),
+        {MAX: 1, **TWICE},
+    ),
     "padded": (
         lambda x: jaxpool.max_pool(x, (3, 3), (2, 2), ((0, 1), (1, 1))),
-        {"PADV2": 1, MAX: 1},
+        {"PADV2": 1, MAX: 1, **TWICE},
     ),
-    "min": (lambda x: jaxpool.min_pool(x, (2, 2), (2, 2)), {"SUB": 2, MAX: 1}),
+    "min": (lambda x: jaxpool.min_pool(x, (2, 2), (2, 2)), {"SUB": 2, MAX: 1, **TWICE}),
     "mean": (lambda x: jaxpool.avg_pool(x, (2, 2), (2, 2)), {AVG: 1}),
     "mean, no padding counted": (
         lambda x: jaxpool.avg_pool(x, (3, 3), (2, 2), "SAME", False),
@@ -245,7 +254,7 @@ FORMS = {
     ),
     "channels first": (
         lambda x: jaxpool.max_pool(x, (2, 2), (2, 2), axis=(2, 3)),
-        {MAX: 1},
+        {MAX: 1, **TWICE},
     ),
     "one axis": (
         lambda x: jaxpool.avg_pool(x, (3,), (2,), axis=1),
@@ -253,14 +262,15 @@ FORMS = {
     ),
     "three axes": (
         lambda x: jaxpool.max_pool(x, (2, 2, 2), (2, 2, 2), axis=(1, 2, 3)),
-        {MAX: 2},
+        {MAX: 2, "MUL": 4},
     ),
     "dilated": (
         lambda x: jaxpool.max_pool(x, (2, 2), window_dilation=2),
         {"SLICE": 4, "MAXIMUM": 3},
     ),
+    "not below 0": (lambda x: pool(nnx.relu(x)), {"RELU": 1, MAX: 1}),
     "whole": (jaxpool.global_avg_pool, {"MEAN": 1}),
-    "largest of all": (jaxpool.global_max_pool, {MAX: 1}),
+    "largest of all": (jaxpool.global_max_pool, {MAX: 1, **TWICE}),
 }
 
 
@@ -337,7 +347,7 @@ def test_litert_of_several_inputs_and_outputs(tmp_path):
 def test_litert_whatever_was_compiled(tmp_path):
     compiled = jax.jit(pool)
     compiled(X)
-    assert to_litert(compiled, X, out=tmp_path / "f").nodes == {MAX: 1}
+    assert to_litert(compiled, X, out=tmp_path / "f").nodes == {MAX: 1, **TWICE}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -474,6 +484,12 @@ def folder(tmp_path, monkeypatch):
             "maximum",
         ),
         ("make --to onnx --input 2x6x6x1", "model.onnx", "MaxPool"),
+        (
+            "make --to onnx --input 2xh=6xw=6x1 --opset 21 --no-extremes",
+            "model.onnx",
+            "MaxPool",
+        ),
+        ("pool --to stablehlo --input 2xh=6xw=6x1", "model.stablehlo", "add"),
     ],
     ids=str,
 )
@@ -503,6 +519,14 @@ def test_command(arguments, file, kind, folder, capsys):
         ("model.py:pool --to litert --input 1x2:f", "must be sizes and a dtype|pool"),
         ("model.py:pool --to litert --input 1x6x6x1 --static", "`static` is for"),
         ("model.py:pool --to onnx --gradient --input 1x2", "is for stablehlo only"),
+        ("model.py:pool --to litert --input 1xh=6x6x1", "is for stablehlo and onnx"),
+        ("model.py:pool --to onnx --input 1xh=x6x1", "must be sizes and a dtype"),
+        ("model.py:pool --to onnx --input 1x2=6x6x1", "of a name, a size or _ for"),
+        ("model.py:pool --to onnx --input 1xh=6xh=7x1", "must have one h size, at"),
+        (
+            "model.py:pool --to onnx --input 1x6x6x1 --opset 16",
+            "`opset` must be at least 17; got 16",
+        ),
         (
             "model.py:pool --to litert --dtype int8 --input 1x6x6x1",
             "`examples` must be a file with real data, for int8",
@@ -539,6 +563,119 @@ def test_command_refuses(arguments, message, folder, capsys):
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == before
 
 
+# Extreme values
+
+
+def names(*few):
+    """All ops, most of them with --full alone."""
+    late = pytest.mark.full
+    marks = {name: [] if name in few else [late] for name in deploy_table.CASES}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
+
+
+@pytest.mark.parametrize("form", ["reduce_window", "planes"])
+@pytest.mark.parametrize("name", names("max_pool", "lse_pool", "sequence_pool"))
+def test_plain_formulas_at_extremes(name, form):
+    """Files are compared with plain formulas there, so these have to be right."""
+    case = deploy_table.CASES[name]
+    fn, x = case.function(), np.asarray(case.input())
+    for what, inputs, plain in tried(fn, [x], form):
+        compare("plain", what, results(fn, inputs), plain, 2e-5)
+
+
+def masked(x, mask):
+    return jaxpool.global_max_pool(jnp.where(mask, x, -jnp.inf), axis=1)
+
+
+MASK = np.ones((2, 8, 10, 3), bool)
+EXTREME = {
+    "line": (lambda x: jaxpool.max_pool(x[:, 0], (3,), (2,), "SAME"), X),
+    "image": (lambda x: jaxpool.max_pool(x, (3, 3), (2, 2), "SAME"), X),
+    "volume": (lambda x: jaxpool.max_pool(x[..., None], (2, 2, 2), padding=1), X),
+    "dilated": (
+        lambda x: jaxpool.max_pool(x, (2, 2), padding=1, window_dilation=2),
+        X,
+    ),
+    "four axes": (
+        lambda x: jaxpool.max_pool(
+            x.reshape(-1, 2, 4, 5, 2, 3), (2,) * 4, axis=(1, 2, 3, 4)
+        ),
+        X,
+    ),
+    "minimum": (lambda x: jaxpool.min_pool(x, (3, 2), (2, 1), "SAME"), X),
+    "whole": (jaxpool.global_max_pool, X),
+    "sequence": (lambda x: jaxpool.sequence_pool(x[:, 0], mode="max"), X),
+    "adaptive": (lambda x: jaxpool.adaptive_max_pool(x, (3, 4)), X),
+    "Flax": (lambda x: nn.max_pool(x, (3, 3), (2, 2), "SAME"), X),
+    "mask": (masked, X, MASK),
+    "masked windows": (
+        lambda x, mask: jaxpool.max_pool(x, (2, 2), (2, 2), where=mask),
+        X,
+        MASK,
+    ),
+    "masked mean": (
+        lambda x, mask: jaxpool.avg_pool(x, (2, 2), (2, 2), where=mask),
+        X,
+        MASK,
+    ),
+    "softmax": (
+        lambda x, mask: jax.nn.softmax(jnp.where(mask, x, -jnp.inf), where=mask),
+        X,
+        MASK,
+    ),
+    "labels": (lambda x: jnp.argmax(jaxpool.global_avg_pool(x), -1), X),
+    "integers": (lambda x: (x // 2, x * 77, jnp.sum(x, 1)), X.astype(np.int32)),
+}
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_litert])
+@pytest.mark.parametrize("name", EXTREME)
+def test_extremes(name, write, tmp_path):
+    fn, *inputs = EXTREME[name]
+    write(fn, *inputs, out=tmp_path / "f")
+    assert list(tried(fn, inputs, "reduce_window"))
+
+
+@pytest.mark.parametrize(
+    ("write", "module", "name", "broken"),
+    [
+        (to_onnx, "onnx_pools", "_no_minus_infinity", lambda *_: True),
+        (to_litert, "litert", "_with_infinity", lambda fn: fn),
+    ],
+)
+def test_extremes_that_disagree(write, module, name, broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"jaxpool.deploy.{module}.{name}", broken)
+    line = lambda x: jaxpool.max_pool(x[:, 0], (3,), (2,), padding=1)  # noqa: E731
+    out = tmp_path / "f"
+    with pytest.raises(
+        DeployError, match=r"is -3.4.*JAX gives -inf, where inp"
+    ) as caught:
+        write(line, X, out=out)
+    assert str(caught.value).endswith(
+        "`extremes=False` leaves this out, if inputs never are."
+    )
+    assert not out.exists()
+    write(line, X, out=out, extremes=False)
+
+
+@pytest.mark.parametrize(
+    ("fn", "doubtful"),
+    [
+        (lambda x: jnp.argmax(jnp.log(x), -1), {"NaN", "-inf", "the lowest number"}),
+        (lambda x: jnp.where(jnp.isfinite(x), x, 0), set()),
+        (
+            lambda x: (x[:, :1] + x[:, 1:]) / 2,
+            {"the lowest number", "the highest number"},
+        ),
+        (lambda x: x.astype(jnp.int32), None),
+        (lambda x: lax.while_loop(lambda x: x.sum() > 9, lambda x: x / 2, x), None),
+    ],
+)
+def test_only_what_is_defined_is_tried(fn, doubtful):
+    seen = {what for what, *_ in tried(fn, [X], "reduce_window")}
+    assert (doubtful is None and not seen) or (seen and not doubtful & seen)
+
+
 # The table
 
 FEW = ("max_pool", "avg_pool")
@@ -556,10 +693,7 @@ def test_table_has_no_empty_cell():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in FEW else pytest.mark.full)
-        for name in deploy_table.CASES
-    ],
+    names(*FEW),
 )
 def test_table_holds(name):
     found = deploy_table.cells(deploy_table.CASES[name])

@@ -183,7 +183,7 @@ def read(x: jax.Array, stage: Geometry, code: jax.Array | None = None) -> jax.Ar
     if stage.binned:
         counts = stage.counts(x.ndim, False)
         terms = [
-            masked(counts > tap if code is None else code == tap, part)
+            masked(counts > tap if code is None else code == code.dtype.type(tap), part)
             for tap, part in _bin_taps(x, stage)
         ]
         return functools.reduce(lax.add, terms)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Artefact", "DeployError", "check_agreement", "need"]
+__all__ = ["Artefact", "DeployError", "check_agreement", "need", "one_line"]
+
+_MOST_TEXT = 300  # of an error that is quoted
 
 
 class DeployError(ValueError):
@@ -45,6 +47,13 @@ def need(extra: str, module: str, caller: str = "") -> ModuleType:
         caller = caller or f"to_{extra}"
         problem = f"`{caller}` needs the package {error.name}: {how}"
         raise ModuleNotFoundError(problem, name=error.name) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of others says, short enough to be quoted."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+    return f"{type(error).__name__}: {text}"
 
 
 def check_agreement(

@@ -1,6 +1,7 @@
 """What `jaxpool deploy` does: a function of a file, examples, and a writer."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "litert": ".tflite"}
 _OPTIONS = {
     "dtype": ("litert",),
     "static": ("stablehlo", "onnx"),
+    "shapes": ("stablehlo", "onnx"),
+    "opset": ("onnx",),
+    "extremes": ("onnx", "litert"),
     "gradient": ("stablehlo",),
     "platforms": ("stablehlo",),
 }
+_NAME = re.compile(r"[^\Wx]+=")  # without an x, which is between sizes
 _FEW = 8  # examples for targets of any batch size
 _MOST_BATCHES = 500  # to calibrate with
 
@@ -44,7 +49,8 @@ def deploy(
     Args:
       model: `FILE.py:NAME`.
       to: the target.
-      inputs: for each input a shape and dtype, `1x28x28x1:float32`.
+      inputs: for each input a shape and dtype, `1x28x28x1:float32`. What has a name,
+        as in `1xh=28xw=28x1`, is of any size.
       examples: an .npz file with an array of examples for each input.
       out: the file to write.
       **options: those of the targets' that were given.
@@ -52,11 +58,14 @@ def deploy(
     Raises:
       ValueError, TypeError, ModuleNotFoundError, OSError: for what the user can mend.
     """
+    shapes = [_shape(text, options.get("static", False)) for text in inputs]
+    if any(shapes):
+        options["shapes"] = shapes
     for name in options:
         if to not in _OPTIONS.get(name, SUFFIXES):
             rule = f"is for {' and '.join(_OPTIONS[name])} only"
             raise fail("deploy", name, rule, to)
-    specs = [_spec(text) for text in inputs]
+    specs = [_spec(_NAME.sub("", text)) for text in inputs]
     arrays = _examples(examples, specs, options.get("dtype") == "int8")
     if options.pop("static", False):
         options["dynamic_batch"] = False
@@ -74,6 +83,17 @@ def deploy(
         return getattr(jaxpool.deploy, f"to_{to}")(fn, *batches[0], out=path, **options)
     except DeployError as error:
         raise UserError(str(error)) from error
+
+
+def _shape(text: str, static: bool) -> str | None:
+    """The names of the axes of an input, as `shapes` has them; None without any."""
+    sizes = text.partition(":")[0].split("x")
+    if not _NAME.search(text):
+        return None
+    names = [size.partition("=")[0] if "=" in size else "_" for size in sizes]
+    if names[0] == "_" and not static:
+        names[0] = "batch"
+    return ", ".join(names)
 
 
 def _spec(text: str) -> tuple[tuple[int, ...], np.dtype]:

@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite) without TensorFlow: float32, float16 weights, or int8."""
 
+import functools
 import json
 import os
 import re
@@ -12,17 +13,30 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.core import Tracer
 
 from jaxpool._core.plain import plainly
 from jaxpool._core.window import fail, is_name
 from jaxpool.deploy import litert_model
-from jaxpool.deploy.agreement import Artefact, DeployError, check_agreement, need
+from jaxpool.deploy.agreement import (
+    Artefact,
+    DeployError,
+    check_agreement,
+    need,
+    one_line,
+)
+from jaxpool.deploy.extremes import check_extremes
 from jaxpool.deploy.functions import (
     Function,
     as_arrays,
     as_tolerance,
+    bind,
     exported,
+    replayed,
     results,
     write,
 )
@@ -36,6 +50,9 @@ _TOLERANCES = {
     "float16": 1e-2,  # twenty roundings of a weight
     "int8": 0.1,  # 25 of 255 steps: half a step for each of 50 nodes
 }
+# Primitives whose results are never -inf, and those that only arrange elements.
+_NEVER_LOW = ("abs", "erf", "exp", "logistic", "sqrt", "tanh")
+_ARRANGE = ("reduce_window_max", "reshape", "squeeze", "transpose")
 
 
 def to_litert(
@@ -45,6 +62,7 @@ def to_litert(
     dtype: str = "float32",
     calibration: Sequence[Any] | None = None,
     tolerance: float | None = None,
+    extremes: bool = True,
 ) -> Artefact:
     """Writes a function as a .tflite file for the LiteRT runtime.
 
@@ -70,6 +88,8 @@ def to_litert(
       tolerance: how much may differ from JAX, relative to each output's largest value:
         1e-4 for float32, 0.01 for float16 and 0.1 for int8 by default. int8 is compared
         at the calibration's batches.
+      extremes: whether a file in floats is also compared at extreme values; see
+        :func:`jaxpool.deploy.to_onnx`.
 
     Returns:
       Where the file lies, how often each kind of node is in it (what an int8 model
@@ -84,11 +104,11 @@ def to_litert(
     Example:
       >>> import tempfile, jax, jaxpool
       >>> from jaxpool.deploy import to_litert
-      >>> pool = lambda x: jaxpool.max_pool(x, (2, 2), (2, 2))
+      >>> pool = lambda x: jaxpool.avg_pool(x, (2, 2), (2, 2))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     made = to_litert(pool, jax.numpy.ones((1, 4, 4, 3)), out=f"{folder}/f")
       >>> made.nodes
-      {'MAX_POOL_2D': 1}
+      {'AVERAGE_POOL_2D': 1}
     """
     caller = "to_litert"
     arrays = [np.asarray(x) for x in as_arrays(caller, inputs)]
@@ -101,9 +121,18 @@ def to_litert(
     for module in packages + ["litert_quantizer.quantizer"] * (dtype != "float32"):
         need("litert", module)
     expected = [results(fn, batch) for batch in batches]
-    with plainly("planes"):
-        # As for a GPU: on the CPU, maxima look for NaN by themselves, for XLA's sake.
-        module = exported(fn, arrays, ["cuda"])
+    written = fn if dtype == "int8" else _with_infinity(fn)
+    try:
+        with plainly("planes"):
+            # As for a GPU: on the CPU, maxima look for NaN by themselves, for XLA's
+            # sake.
+            module = exported(written, arrays, ["cuda"])
+    except DeployError:
+        raise
+    except Exception as error:
+        raise DeployError(
+            f"LiteRT: JAX exports no such function: {one_line(error)}"
+        ) from error
     model = convert(module)
     if dtype == "int8":
         model, actual = _in_int8(model, batches)
@@ -117,8 +146,67 @@ def to_litert(
         for outputs in (expected, actual)
     )
     error = check_agreement("LiteRT", expected, actual, tolerance)
+    if extremes and dtype != "int8":
+        run = functools.partial(_run, model)
+        check_extremes("LiteRT", fn, arrays, "planes", run, tolerance)
     write(Path(out), model)
     return Artefact(Path(out), litert_model.kinds(model), error)
+
+
+def _with_infinity(fn: Function) -> Function:
+    """`fn`, written so that infinities stay what they are.
+
+    LiteRT's maxima start from the lowest finite number. Twice that is -inf, so they are
+    given halves, unless it is known that they see no -inf. And the converter makes
+    finite numbers of infinite constants, but not of their bits.
+    """
+
+    def written(*inputs):
+        closed = jax.make_jaxpr(lambda *xs: jax.tree.leaves(fn(*xs)))(*inputs)
+        above: dict[int, Any] = {}  # what is never -inf, by the identity of what it is
+
+        def known(x):
+            if isinstance(x, Tracer):
+                return id(x) in above
+            return bool(np.all(np.asarray(x) > -np.inf))
+
+        def step(eqn, given):
+            name = eqn.primitive.name
+            if name == "reduce_window_max" and _is_float(given[0]):
+                (x,) = given
+                if not (known(x) and _holds_elements(eqn.params)):
+                    (y,) = bind(eqn, [x * np.array(0.5, x.dtype)])
+                    return [y * np.array(2, x.dtype)]
+            made = bind(eqn, [_in_bits(x) for x in given])
+            if (
+                name in _NEVER_LOW
+                or (name == "max" and any(map(known, given)))
+                or (name in _ARRANGE and known(given[0]))
+            ):
+                above.update((id(y), y) for y in made)
+            return made
+
+        return replayed(closed, step, *inputs)
+
+    return written
+
+
+def _holds_elements(params):
+    """Whether it is known that no window holds nothing but padding."""
+    pairs = zip(params["window_dimensions"], params["padding"], strict=True)
+    spread = {*params["window_dilation"], *params["base_dilation"]} != {1}
+    return not spread and all(max(pads) < size for size, pads in pairs)
+
+
+def _is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _in_bits(x):
+    """A constant that holds an infinity as the float32 of some integers."""
+    if isinstance(x, Tracer) or x.dtype != np.float32 or not np.isinf(x).any():
+        return x
+    return lax.bitcast_convert_type(np.asarray(x).view(np.int32), np.float32)
 
 
 def _batches(caller, arrays, dtype, calibration):

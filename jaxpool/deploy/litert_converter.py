@@ -38,7 +38,7 @@ def convert(module: export.Exported) -> bytes:
             api.set_signature(program.operation, SIGNATURE, *names)
             api.run_convert_to_tfl_passes(program, passes, api.ConvertToTFLConfig())
             return bytes(api.export_flatbuffer_to_bytes(program.operation))
-        except ValueError as error:
+        except Exception as error:  # of its passes, most are ValueErrors
             why = reason(str(error), module.mlir_module())
             raise DeployError(f"LiteRT: {why}.") from error
 

@@ -13,7 +13,7 @@ after the other by tables of rules:
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,14 @@ import numpy as np
 
 import jaxpool
 from jaxpool._core.plain import plainly
-from jaxpool._core.window import as_flag, as_int, fail
-from jaxpool.deploy.agreement import Artefact, DeployError, check_agreement, need
+from jaxpool._core.window import as_int, fail
+from jaxpool.deploy.agreement import (
+    Artefact,
+    DeployError,
+    check_agreement,
+    need,
+    one_line,
+)
 
 onnx = need("onnx", "onnx")
 
@@ -38,20 +44,24 @@ from jaxpool.deploy import (  # noqa: E402
     onnx_shapes,
     onnx_sums,
 )
+from jaxpool.deploy.extremes import check_extremes  # noqa: E402
 from jaxpool.deploy.functions import (  # noqa: E402
     as_arrays,
+    as_avals,
     as_tolerance,
     evaluation,
+    free_axes,
+    other_sizes,
     results,
+    unsized,
 )
 from jaxpool.deploy.onnx_graph import Graph, element_type, reads, renamed  # noqa: E402
 from jaxpool.deploy.onnx_program import write  # noqa: E402
 
-__all__ = ["OPSET", "node_kinds", "onnx_model", "pool_nodes", "to_onnx"]
+__all__ = ["LEAST_OPSET", "node_kinds", "onnx_model", "pool_nodes", "to_onnx"]
 
-OPSET = 21
-"""The opset that is written by default; onnxruntime knows it since 1.20."""
-_LEAST_OPSET = 20
+LEAST_OPSET = 17
+"""The lowest opset that is written."""
 _MOST_BYTES = 2**31 - 1
 RULES = {
     **onnx_control.RULES,
@@ -72,20 +82,21 @@ def to_onnx(
     *inputs: Any,
     out: str | os.PathLike[str],
     dynamic_batch: bool | Sequence[bool] = True,
-    opset: int = OPSET,
+    shapes: str | Sequence[str | None] | None = None,
+    opset: int | None = None,
     tolerance: float | None = None,
+    extremes: bool = True,
 ) -> Artefact:
     """Writes a function as an ONNX model that onnxruntime was seen to agree on.
 
-    The model is run on the examples and, where the batch is dynamic, on a batch of one
-    more, and compared with JAX. Max, min, mean and sum windows are ONNX's own pools.
-    The file appears whole or not at all.
+    The model is run on the examples, on longer ones where sizes are free, and on
+    extreme values, and compared with JAX. Max, min, mean and sum windows are ONNX's own
+    pools, in forms that all versions and providers of onnxruntime compute right. The
+    file appears whole or not at all.
 
-    Values that are not finite are compared where the examples hold them. Mind that
-    onnxruntime's `MaxPool` passes over NaN, all or some, which JAX propagates, and may
-    give the lowest finite number for a window of nothing but -inf. Powers in Lp and GeM
-    pools overflow where JAX's do not. All that JAX has compiled is compiled again when
-    it is next called.
+    Mind that onnxruntime's maxima pass over NaN, all or some, which JAX propagates.
+    Powers in Lp and GeM pools overflow where JAX's do not. All that JAX has compiled is
+    compiled again when it is next called.
 
     Args:
       fn: any function of arrays whose results are arrays or a tree of these: a Flax NNX
@@ -95,10 +106,20 @@ def to_onnx(
       out: the file to write, usually `.onnx`.
       dynamic_batch: whether axis 0 of the inputs, all the same, is of any size in the
         model; or that for each input.
-      opset: the version of ONNX's operators, at least 20.
+      shapes: names for the axes of any size, as in `jax.export.symbolic_shape`: "b, h,
+        w, _" for images in any number, of any height and width; `_` has the example's
+        size. Axes of one name have one size. A text for all inputs, or one for each;
+        None leaves an input to `dynamic_batch`.
+      opset: the version of ONNX's operators, at least 17. By default the lowest that
+        has the model's nodes, mostly 17 or 18: older runtimes and CUDA's provider lack
+        kernels of newer ones.
       tolerance: how far results may differ, as a part of the largest absolute value of
         each output; integers never. By default 2e-5 or, if an output is float16, 4e-3:
         a model that computes in bfloat16 inside needs more.
+      extremes: whether the file is also compared where the examples' elements, or half
+        of them, are infinite, NaN, all masked, or at the ends of their dtypes; wherever
+        JAX's result does not hang on NaN or on the order of a sum that overflows. A
+        function with a `while_loop` is not, as it may never end.
 
     Returns:
       Where the file lies, how many of each kind of node it holds, and the largest
@@ -107,30 +128,36 @@ def to_onnx(
     Raises:
       DeployError: for a function that draws random numbers, a primitive that no rule is
         for, a model that onnxruntime does not run, and for results that disagree.
+      ValueError, TypeError: for bad arguments, as an opset without the model's nodes.
       ModuleNotFoundError: without `onnx` and `onnxruntime`, of the extra
         `jaxpool[onnx]`.
 
     Example:
+      Images of any height and width, in any number:
+
       >>> import tempfile
       >>> import jax.numpy as jnp
       >>> import jaxpool
       >>> from jaxpool.deploy import to_onnx
-      >>> pool = lambda image: jaxpool.max_pool(image, (2, 2), (2, 2))
+      >>> pool = lambda image: jaxpool.avg_pool(image, (2, 2), (2, 2))
+      >>> image = jnp.ones((1, 8, 8, 3))
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     to_onnx(pool, jnp.ones((1, 8, 8, 3)), out=f"{folder}/pool.onnx").nodes
-      {'Transpose': 2, 'MaxPool': 1}
+      ...     to_onnx(pool, image, out=f"{folder}/pool.onnx", shapes="b, h, w, _").nodes
+      {'Transpose': 2, 'AveragePool': 1}
     """
     runtime = need("onnx", "onnxruntime")
-    arrays, dynamic = _arguments(inputs, dynamic_batch)
-    model = onnx_model(fn, *inputs, dynamic_batch=dynamic, opset=opset)
-    content, error = model.SerializeToString(), 0.0
-    names = [tensor.name for tensor in model.graph.input]
-    for examples in _examples(arrays, dynamic):
+    arrays = _arrays(inputs)
+    avals = as_avals("to_onnx", arrays, dynamic_batch, shapes)
+    model = _model(fn, arrays, avals, opset)
+    content, error, limit = model.SerializeToString(), 0.0, 0.0
+    run = _runner(runtime, content, arrays)
+    for examples in (arrays, *other_sizes(arrays, avals)):
         expected = results(fn, examples)
-        actual = _run(runtime, content, names, examples)
         limit = max(_TOLERANCES.get(str(y.dtype), 0.0) for y in expected)
         limit = as_tolerance("to_onnx", tolerance, limit)
-        error = max(error, check_agreement("ONNX", expected, actual, limit))
+        error = max(error, check_agreement("ONNX", expected, run(examples), limit))
+    if extremes:
+        check_extremes("ONNX", fn, arrays, "reduce_window", run, limit)
     functions.write(Path(out), content)
     return Artefact(Path(out), node_kinds(model), error)
 
@@ -139,7 +166,8 @@ def onnx_model(
     fn: Callable[..., Any],
     *inputs: Any,
     dynamic_batch: bool | Sequence[bool] = True,
-    opset: int = OPSET,
+    shapes: str | Sequence[str | None] | None = None,
+    opset: int | None = None,
 ) -> Any:
     """The model that `to_onnx` writes, as `onnx.ModelProto`, not yet run.
 
@@ -155,10 +183,21 @@ def onnx_model(
       >>> model.graph.input[0].name
       'x'
     """
+    arrays = _arrays(inputs)
+    avals = as_avals("to_onnx", arrays, dynamic_batch, shapes)
+    return _model(fn, arrays, avals, opset)
+
+
+def _model(
+    fn: Callable[..., Any],
+    arrays: Sequence[np.ndarray],
+    avals: Sequence[Any],
+    opset: int | None,
+) -> Any:
     newest = onnx.defs.onnx_opset_version()
-    opset = as_int("to_onnx", "opset", opset, _LEAST_OPSET, newest)
-    arrays, dynamic = _arguments(inputs, dynamic_batch)
-    closed, tree = _program(fn, arrays, dynamic)
+    if opset is not None:
+        opset = as_int("to_onnx", "opset", opset, LEAST_OPSET, newest)
+    closed, tree = _program(fn, arrays, avals)
     if not closed.out_avals:
         raise fail("to_onnx", "fn", "must return at least one array", tree)
     g, values = Graph(RULES), []
@@ -167,12 +206,7 @@ def onnx_model(
         for axis, size in enumerate(aval.shape):
             if not isinstance(size, int):
                 g.sizes.setdefault(str(size), (values[-1].data, axis))
-    try:
-        results = write(g, closed, *values)
-    except Exception as error:
-        if type(error).__name__ != "InconclusiveDimensionOperation":
-            raise  # JAX has moved the name of that class
-        raise _no_batch(error) from error
+    results = write(g, closed, *values)
     names, outputs = {}, []
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for path, v in zip(paths, results, strict=True):
@@ -186,19 +220,16 @@ def onnx_model(
     nodes = g.used([*names, *outputs])
     renamed(nodes, names)
     read = set().union(*map(reads, nodes))
-    avals = zip(outputs, closed.out_avals, strict=True)
+    made = zip(outputs, closed.out_avals, strict=True)
     graph = onnx.helper.make_graph(
         nodes,
         getattr(fn, "__name__", type(fn).__name__),
         [_described(v.data, v) for v in values],
-        [_described(name, aval) for name, aval in avals],
+        [_described(name, aval) for name, aval in made],
         [tensor for name, tensor in g.initializers.items() if name in read],
     )
-    versions = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(
         graph,
-        opset_imports=versions,
-        ir_version=onnx.helper.find_min_ir_version_for(versions),
         producer_name="jaxpool",
         producer_version=jaxpool.__version__,
         doc_string=f"`{graph.name}`, written from JAX {jax.__version__}.",
@@ -206,8 +237,28 @@ def onnx_model(
     if model.ByteSize() > _MOST_BYTES:
         rule = "a model in one file must be smaller than 2 GiB"
         raise DeployError(f"`to_onnx`: {rule}; got {model.ByteSize()} bytes.")
-    onnx.checker.check_model(model, full_check=True)
+    _choose_opset(model, opset, newest)
     return model
+
+
+def _choose_opset(model: Any, opset: int | None, newest: int) -> None:
+    """Gives a model the opset asked for, or the lowest that has its nodes."""
+    problem = ""
+    for version in [opset] if opset else range(LEAST_OPSET, newest + 1):
+        del model.opset_import[:]
+        model.opset_import.append(onnx.helper.make_opsetid("", version))
+        model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+        try:
+            return onnx.checker.check_model(model, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+            problem = one_line(e)
+    if opset:
+        _choose_opset(model, None, newest)
+        lowest = model.opset_import[0].version
+        if lowest > opset:
+            rule = f"must be at least {lowest}, which nodes of this model need"
+            raise fail("to_onnx", "opset", rule, opset)
+    raise DeployError(f"`to_onnx`: onnx refuses the model: {problem}.")
 
 
 def node_kinds(model: Any) -> dict[str, int]:
@@ -242,31 +293,12 @@ def pool_nodes(nodes: dict[str, int]) -> list[str]:
     return [kind for kind in nodes if kind in onnx_pools.NODES]
 
 
-def _arguments(
-    inputs: Sequence[Any], dynamic_batch: bool | Sequence[bool]
-) -> tuple[list[np.ndarray], list[bool]]:
-    """The examples, and whether axis 0 of each is of any size."""
-    arrays = [np.asarray(x) for x in as_arrays("to_onnx", inputs)]
-    if isinstance(dynamic_batch, bool):
-        dynamic = [dynamic_batch and x.ndim > 0 for x in arrays]
-    else:
-        dynamic = [as_flag("to_onnx", "dynamic_batch", free) for free in dynamic_batch]
-    if len(dynamic) != len(arrays):
-        rule = f"must have one entry for each of the {len(arrays)} inputs"
-        raise fail("to_onnx", "dynamic_batch", rule, dynamic_batch)
-    pairs = list(zip(arrays, dynamic, strict=True))
-    if any(free and x.ndim == 0 for x, free in pairs):
-        rule = "must be False for an input without axes"
-        raise fail("to_onnx", "dynamic_batch", rule, dynamic_batch)
-    sizes = {len(x) for x, free in pairs if free}
-    if len(sizes) > 1 or 0 in sizes:
-        rule = "must have one batch size, at least 1, where the batch is dynamic"
-        raise fail("to_onnx", "inputs", rule, [x.shape for x in arrays])
-    return arrays, dynamic
+def _arrays(inputs: Sequence[Any]) -> list[np.ndarray]:
+    return [np.asarray(x) for x in as_arrays("to_onnx", inputs)]
 
 
 def _program(
-    fn: Callable[..., Any], arrays: Sequence[np.ndarray], dynamic: Sequence[bool]
+    fn: Callable[..., Any], arrays: Sequence[np.ndarray], avals: Sequence[Any]
 ) -> tuple[Any, Any]:
     """The function's program, and the tree of its results."""
 
@@ -275,27 +307,16 @@ def _program(
         with plainly("reduce_window"), evaluation():
             return make(*avals)
 
-    avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
-    if not any(dynamic):
-        return trace(*avals)
-    (batch,) = jax.export.symbolic_shape("batch")
-    pairs = zip(avals, dynamic, strict=True)
-    free = [a.update(shape=(batch, *a.shape[1:])) if f else a for a, f in pairs]
     try:
-        return trace(*free)
+        return trace(*avals)
     except DeployError:
         raise
     except Exception as error:
-        trace(*avals)  # what is wrong with the function itself says so here
-        raise _no_batch(error) from error
-
-
-def _no_batch(error: Exception) -> DeployError:
-    return DeployError(
-        "`to_onnx`: the function does not take a batch of any size. Pass "
-        "`dynamic_batch=False`, or say for each input whether its axis 0 is the batch. "
-        f"JAX says: {error}"
-    )
+        if not free_axes(avals):
+            raise
+        # What is wrong with the function itself says so here.
+        trace(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
+        raise unsized("`to_onnx`", avals, error) from error
 
 
 def _names(fn: Callable[..., Any], count: int) -> list[str]:
@@ -323,33 +344,26 @@ def _described(name: str, aval: Any) -> Any:
     return onnx.helper.make_tensor_value_info(name, element_type(aval.dtype), sizes)
 
 
-def _run(
-    runtime: Any, content: bytes, names: Sequence[str], arrays: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """What onnxruntime gives."""
+def _runner(
+    runtime: Any, content: bytes, arrays: Sequence[np.ndarray]
+) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """What gives onnxruntime's results for inputs like the examples."""
     if any(x.dtype.kind == "V" for x in arrays):
         rule = "onnxruntime takes arrays of NumPy's own dtypes: convert within `fn`"
         raise DeployError(f"`to_onnx`: {rule}; got {[str(x.dtype) for x in arrays]}.")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised
-    try:
-        session = runtime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
-        return session.run(None, dict(zip(names, arrays, strict=True)))
-    except Exception as error:  # it has a class for each kind, none of them public
-        problem = f"onnxruntime {runtime.__version__} does not run the model: {error}"
-        raise DeployError(f"`to_onnx`: {problem}") from error
 
+    def quoted(call, *args, **kwargs):
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:  # it has a class for each kind, none of them public
+            problem = f"onnxruntime {runtime.__version__} does not run the model"
+            raise DeployError(f"`to_onnx`: {problem}: {one_line(error)}") from error
 
-def _examples(
-    arrays: Sequence[np.ndarray], dynamic: Sequence[bool]
-) -> Iterator[list[np.ndarray]]:
-    """The examples, and what is made of them for a batch of one more."""
-    yield list(arrays)
-    if any(dynamic):
-        pairs = zip(arrays, dynamic, strict=True)
-        yield [
-            np.take(x, np.arange(len(x) + 1) % len(x), 0) if free else x
-            for x, free in pairs
-        ]
+    provider = ["CPUExecutionProvider"]
+    session = quoted(runtime.InferenceSession, content, options, providers=provider)
+    names = [tensor.name for tensor in session.get_inputs()]
+    return lambda inputs: quoted(
+        session.run, None, dict(zip(names, inputs, strict=True))
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import helper
 
 from jaxpool.deploy.agreement import DeployError
+from jaxpool.deploy.functions import CALLS, called
 from jaxpool.deploy.onnx_graph import (
     Graph,
     Rule,
@@ -23,8 +24,7 @@ __all__ = ["RULES"]
 
 
 def _inline(g: Graph, eqn: Any, *values: Value) -> list[Value]:
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    return write(g, next(eqn.params[n] for n in names if n in eqn.params), *values)
+    return write(g, called(eqn), *values)
 
 
 def _expand(g: Graph, eqn: Any, *values: Value) -> list[Value]:
@@ -152,12 +152,10 @@ def _scan(g: Graph, eqn: Any, *values: Value) -> list[Value]:
     )
 
 
-_CALLS = ("checkpoint", "closed_call", "core_call", "custom_jvp_call", "jit", "pjit")
-_CALLS += ("custom_vjp_call", "custom_vjp_call_jaxpr", "remat2")
 _RANDOM = ("random_bits", "random_gamma", "rng_bit_generator", "rng_uniform")
 _RANDOM += ("threefry2x32",)
 RULES = {
-    **{name: Rule(_inline, "never") for name in _CALLS},
+    **{name: Rule(_inline, "never") for name in CALLS},
     **{name: Rule(_refuse, "never") for name in _RANDOM},
     "call_hi_primitive": Rule(_expand, "never"),
     "cond": Rule(_branch, "never"),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxpool.deploy.agreement import DeployError
+from jaxpool.deploy.agreement import DeployError, one_line
 from jaxpool.deploy.onnx_graph import Graph, Rule, Value, constant, is_constant
 
 __all__ = ["rewritten", "traced", "write"]
@@ -40,7 +40,12 @@ def write(g: Graph, closed: Any, *args: Value) -> list[Value]:
         if avals and all(0 in aval.shape for aval in avals):
             results = [_nothing(aval) for aval in avals]
         else:
-            results = _equation(g, eqn, *map(read, eqn.invars))
+            try:
+                results = _equation(g, eqn, *map(read, eqn.invars))
+            except DeployError:
+                raise
+            except Exception as error:
+                raise _refusal(eqn, f"cannot be written: {one_line(error)}") from error
         results = results if isinstance(results, list) else [results]
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -92,12 +97,21 @@ def _equation(g: Graph, eqn: Any, *values: Value) -> Any:
         if results is not None:
             return results
     if rule is None:
-        operands = " and ".join(v.aval.str_short() for v in eqn.invars)
-        raise DeployError(
-            f"`to_onnx`: there is no rule for the primitive `{eqn.primitive.name}` of "
-            f"{operands or 'nothing'}."
-        )
+        raise _refusal(eqn, "has no rule")
     return rule.write(g, eqn, *values)
+
+
+def _refusal(eqn: Any, problem: str) -> DeployError:
+    """The error for an equation that cannot be written."""
+    operands = " and ".join(v.aval.str_short() for v in eqn.invars) or "nothing"
+    sizes = itertools.chain(*(v.aval.shape for v in (*eqn.invars, *eqn.outvars)))
+    instead = "write it with other functions of JAX, or leave it out of `fn`"
+    if not all(isinstance(size, int) for size in sizes):
+        instead += ", or fix its sizes by `dynamic_batch=False` and without `shapes`"
+    return DeployError(
+        f"`to_onnx`: the primitive `{eqn.primitive.name}` of {operands} {problem}; "
+        f"{instead}."
+    )
 
 
 def _evaluated(eqn: Any, folds: str, values: Sequence[Value]) -> list[Value] | None:

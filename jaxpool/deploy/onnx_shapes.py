@@ -20,7 +20,7 @@ from jaxpool.deploy.onnx_graph import (
 )
 from jaxpool.deploy.onnx_program import rewritten, traced
 
-__all__ = ["RULES", "reversed_along"]
+__all__ = ["RULES", "padded", "reversed_along", "sliced"]
 
 # What `Pad` of onnxruntime takes in place of what it does not take.
 _PADDED = {"bfloat16": "float32", "int16": "int32", "uint16": "int32"}
@@ -103,19 +103,25 @@ def sliced(g: Graph, aval: Any, x: Value, start: Any, limit: Any, step: Any) -> 
 
 
 def _pad(g: Graph, eqn: Any, x: Value, value: Value) -> Value:
-    aval, config = eqn.outvars[0].aval, eqn.params["padding_config"]
+    return padded(g, x, value, eqn.params["padding_config"])
+
+
+def padded(
+    g: Graph, x: Value, value: Value, config: Sequence[tuple[Any, Any, int]]
+) -> Value:
+    """A value with others before, behind and between its elements, as in `lax.pad`."""
     if any(inner for _, _, inner in config):
         return traced(g, functools.partial(_spread, config), x, value)[0]
-    axes = [axis for axis, (low, high, _) in enumerate(config) if low or high]
-    if not axes:
+    if not any(low or high for low, high, _ in config):
         return x
-    wide = _PADDED.get(str(x.dtype), x.dtype)
-    x, value = (astype(g, v, wide) for v in (x, value))
-    pads = g.ints([config[axis][end] for end in (0, 1) for axis in axes])
-    places = g.ints([x.layout.index(axis) for axis in axes])
-    name = g.node("Pad", g.tensor(x, x.layout), pads, g.tensor(value), places)
-    y = g.value(name, aval, layout=x.layout, dtype=x.dtype)
-    return astype(g, y, aval.dtype)
+    dtype, layout = x.dtype, x.layout
+    x, value = (astype(g, v, _PADDED.get(str(dtype), dtype)) for v in (x, value))
+    # For all axes: opset 17 has no list of axes.
+    pads = g.shape([config[axis][end] for end in (0, 1) for axis in layout])
+    name = g.node("Pad", g.tensor(x, layout), pads, g.tensor(value))
+    sizes = zip(x.shape, config, strict=True)
+    shape = tuple(low + size + high for size, (low, high, _) in sizes)
+    return astype(g, Value(name, x.dtype, shape, shape, layout), dtype)
 
 
 def _spread(config: Any, x: Any, value: Any) -> Any:
@@ -155,10 +161,12 @@ def _stack(*arrays: Any, axis: int) -> Any:
     return lax.concatenate([lax.expand_dims(x, [axis]) for x in arrays], axis)
 
 
-def _tile(x: Any, reps: Sequence[int]) -> Any:
-    for axis, n in enumerate(reps):
-        x = lax.concatenate([x] * n, axis)
-    return x
+def _tile(x: Any, reps: Sequence[Any]) -> Any:
+    """Each axis after one that says which copy it is."""
+    pairs = [size for pair in zip(reps, x.shape, strict=True) for size in pair]
+    sizes = [n * size for n, size in zip(reps, x.shape, strict=True)]
+    copies = lax.broadcast_in_dim(x, pairs, range(1, 2 * x.ndim, 2))
+    return lax.reshape(copies, sizes)
 
 
 def _split(x: Any, sizes: Sequence[int], axis: int) -> list[Any]:

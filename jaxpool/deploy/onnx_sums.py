@@ -15,13 +15,14 @@ from jaxpool.deploy.onnx_graph import (
     Rule,
     Value,
     astype,
+    constant,
     is_constant,
     widened,
 )
 from jaxpool.deploy.onnx_program import traced
-from jaxpool.deploy.onnx_shapes import reversed_along
+from jaxpool.deploy.onnx_shapes import padded, reversed_along
 
-__all__ = ["RULES", "mean_of"]
+__all__ = ["RULES", "mean_of", "reduced_in"]
 
 
 def mean_of(
@@ -39,12 +40,18 @@ def mean_of(
     return mean() if np.all(given == np.asarray(count, np.float64)) else None
 
 
+def reduced_in(op: str, dtype: Any) -> np.dtype:
+    """The dtype to reduce in: onnxruntime's sums of int32 do not wrap around."""
+    wide = widened(dtype)
+    return np.dtype(np.int64) if (op, wide) == ("ReduceSum", np.int32) else wide
+
+
 def _reduction(op: str) -> Rule:
     def rule(g, eqn, x):
         aval, axes = eqn.outvars[0].aval, eqn.params["axes"]
         if not axes:
             return x
-        x = astype(g, x, widened(x.dtype))
+        x = astype(g, x, reduced_in(op, x.dtype))
         places = g.ints(sorted(x.layout.index(axis) for axis in axes))
         kept = [axis for axis in range(len(x.shape)) if axis not in axes]
         layout = tuple(kept.index(axis) for axis in x.layout if axis not in axes)
@@ -120,7 +127,14 @@ def _convolution(g: Graph, eqn: Any, x: Value, kernel: Value) -> Value:
         rule = "a convolution must be of floats, and not grouped by batch"
         raise DeployError(f"`to_onnx`: {rule}; got {aval.str_short()}.")
     x, kernel = (astype(g, v, wide) for v in (x, kernel))
-    lows, highs = zip(*p["padding"], strict=True)
+    pads = list(p["padding"])
+    if not all(isinstance(n, int) for pair in pads for n in pair):
+        config: list[tuple[Any, Any, int]] = [(0, 0, 0)] * len(x.shape)
+        for axis, pair in zip(order.lhs_spec[2:], pads, strict=True):
+            config[axis] = (*pair, 0)
+        x = padded(g, x, constant(np.zeros((), wide)), config)
+        pads = [(0, 0)] * len(pads)
+    lows, highs = zip(*pads, strict=True)
     sizes = [kernel.shape[axis] for axis in order.rhs_spec[2:]]
     facts: dict[str, Any] = {
         "kernel_shape": sizes,

@@ -17,9 +17,13 @@ from jaxpool.deploy.agreement import Artefact, DeployError, check_agreement, nee
 from jaxpool.deploy.functions import (
     Function,
     as_arrays,
+    as_avals,
     as_tolerance,
     exported,
+    free_axes,
+    other_sizes,
     results,
+    unsized,
     write,
 )
 
@@ -31,6 +35,7 @@ def to_stablehlo(
     *inputs: Any,
     out: str | PathLike,
     dynamic_batch: bool = True,
+    shapes: str | Sequence[str | None] | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "rocm", "tpu"),
     gradient: bool = False,
     tolerance: float | None = None,
@@ -47,6 +52,8 @@ def to_stablehlo(
       out: the file to write, in place of what is there.
       dynamic_batch: whether the first axis of every input may have any size, the same
         for all.
+      shapes: names for the axes of any size, as "b, h, w, _"; see
+        :func:`jaxpool.deploy.to_onnx`.
       platforms: where the file is to run; one of them has to be the one here.
       gradient: whether the function's derivative (reverse mode, first order) is in the
         file too.
@@ -82,26 +89,22 @@ def to_stablehlo(
     if here not in platforms:
         rule = f"must include {here!r}, where the file is tested"
         raise fail(caller, "platforms", rule, tuple(platforms))
-    shapes = _shapes(arrays) if dynamic_batch else arrays
+    avals = as_avals(caller, arrays, dynamic_batch, shapes)
     try:
         with _no_source_lines():
-            module = exported(fn, shapes, platforms)
+            module = exported(fn, avals, platforms)
     except DeployError:
         raise
     except Exception as error:
-        if not dynamic_batch:
+        if not free_axes(avals):
             raise
-        problem = (
-            "StableHLO: the function cannot be traced for any batch size; "
-            f"dynamic_batch=False exports it for the examples'. {error}"
-        )
-        raise DeployError(problem) from error
+        raise unsized("StableHLO", avals, error) from error
     with _no_source_lines():  # a gradient is exported here
         contents = bytes(module.serialize(vjp_order=int(gradient)))
     call = export.deserialize(bytearray(contents)).call
     tolerance = as_tolerance(caller, tolerance, _rounding(module.out_avals))
     error = 0.0
-    for batch in [arrays, _longer(arrays)] if dynamic_batch else [arrays]:
+    for batch in (arrays, *other_sizes(arrays, avals)):
         for f in (lambda g: g, _gradient_of) if gradient else (lambda g: g,):
             expected, actual = results(f(fn), batch), results(f(call), batch)
             seen = check_agreement("StableHLO", expected, actual, tolerance)
@@ -120,19 +123,6 @@ def _no_source_lines() -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, limit)
-
-
-def _shapes(arrays):
-    (batch,) = export.symbolic_shape("b")
-    return [
-        jax.ShapeDtypeStruct((batch, *x.shape[1:]) if x.ndim else (), x.dtype)
-        for x in arrays
-    ]
-
-
-def _longer(arrays):
-    """The same with one more example, as no batch size should be special."""
-    return [jnp.concatenate([x, x[:1]]) if x.ndim else x for x in arrays]
 
 
 def _rounding(avals):
