@@ -61,7 +61,8 @@ class Operands:
     def loss(self, arrays):
         """A number with a second derivative, of all finite results."""
         total = jnp.zeros(())
-        for y in jax.tree.leaves(self.op.fn(**self.fixed, **arrays)):
+        x, others = arrays["x"], {n: a for n, a in arrays.items() if n != "x"}
+        for y in jax.tree.leaves(self.op.fn(x, **self.fixed, **others)):
             if jnp.issubdtype(y.dtype, jnp.floating):
                 y = jnp.where(jnp.isfinite(y), y, 0)
                 total += jnp.sum(direction(y) * y + y * y / 2)

@@ -39,6 +39,7 @@ from jaxpool._core.arguments import as_array, as_key, check_whole
 from jaxpool._core.geometry import static_size
 from jaxpool._core.numerics import accumulation_dtype, divide, mean_dtype
 from jaxpool._core.op import Example, pool_op
+from jaxpool._core.sharding import vary_alike
 from jaxpool._core.taps import flat_positions
 from jaxpool._core.window import (
     Ints,
@@ -515,7 +516,9 @@ def _shuffled(key, lead, line):
     # Sorted by random numbers, whose ties are rare: `jax.random.permutation` can't be
     # exported with a symbolic batch.
     order = jax.random.bits(key, (*lead, parts), jnp.uint32)
-    _, steps = lax.sort_key_val(order, jnp.broadcast_to(steps, order.shape))
+    _, steps = lax.sort_key_val(
+        *vary_alike(order, jnp.broadcast_to(steps, order.shape))
+    )
     inner = jnp.cumsum(steps, -1, dtype=jnp.int32)[..., :-1]
     if not fixed:
         return _regions(inner, line)

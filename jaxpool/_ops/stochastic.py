@@ -32,7 +32,7 @@ from jaxpool._core.numerics import (
 )
 from jaxpool._core.op import pool_op
 from jaxpool._core.order import MOST_MATCHED
-from jaxpool._core.sharding import split_alike
+from jaxpool._core.sharding import split_alike, vary_alike
 from jaxpool._core.window import (
     Ints,
     Padding,
@@ -301,8 +301,10 @@ def _places(
     bits = jax.random.bits(key, (*shape, size), jnp.uint32)
 
     def pick(bits, count):
-        order = jnp.argsort(bits, -1)[..., :count]
-        return jnp.sort(order.astype(jnp.int32), -1)
+        # Not `argsort`, whose places do not vary over devices as the bits do.
+        place = lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1)
+        order = lax.sort(vary_alike(bits, place), num_keys=1)[1]
+        return jnp.sort(order[..., :count], -1)
 
     first = pick(bits[..., :split].reshape(*shape, strips, grid), grid // stride)
     first += jnp.arange(0, split, grid, jnp.int32).reshape(*[1] * len(shape), -1, 1)
