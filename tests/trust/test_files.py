@@ -371,7 +371,7 @@ ARRAYS = {
         changed(
             x_test=np.r_["0", np.ones((TEST - 1, 4, 4)), np.full((1, 4, 4), np.nan)]
         ),
-        "x_test must be finite; got '16 NaN or infinite values'",
+        "x_test must be finite; got '16 NaN or infinite values in float32'",
     ),
     "-inf": (changed(x_train=np.full((TRAIN, 4, 4), -np.inf, "f2")), "must be finite"),
     "images beyond float32": (
