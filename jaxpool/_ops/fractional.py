@@ -516,9 +516,8 @@ def _shuffled(key, lead, line):
     # Sorted by random numbers, whose ties are rare: `jax.random.permutation` can't be
     # exported with a symbolic batch.
     order = jax.random.bits(key, (*lead, parts), jnp.uint32)
-    _, steps = lax.sort_key_val(
-        *vary_alike(order, jnp.broadcast_to(steps, order.shape))
-    )
+    order, steps = vary_alike(order, jnp.broadcast_to(steps, order.shape))
+    _, steps = lax.sort_key_val(order, steps)
     inner = jnp.cumsum(steps, -1, dtype=jnp.int32)[..., :-1]
     if not fixed:
         return _regions(inner, line)
