@@ -52,6 +52,17 @@ def pytest_terminal_summary(terminalreporter):
                         terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """A module's, which are let go of after it.
+
+    Each is some memory maps, of which Linux gives a process 65,530, and XLA crashes
+    where it gets no more.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """64-bit types for one test."""

@@ -16,6 +16,7 @@ import pytest
 
 import jaxpool
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUMBERS = json.loads(Path(__file__).with_name("golden.json").read_text())
 A, B = (np.array(NUMBERS[name], np.float32) for name in "AB")
 X5 = np.array(NUMBERS["X5"], np.float32)[..., None]

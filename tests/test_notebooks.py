@@ -78,13 +78,15 @@ def test_badges_lead_to_the_repository_once_it_has_an_address(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_it_runs_from_top_to_bottom(stem, monkeypatch):
+def test_it_runs_from_top_to_bottom(stem, monkeypatch, request):
     """In a process of its own: the kernel's libraries warn."""
     if stem == "06_from_pytorch":
         pytest.importorskip("torch")
     if stem == "08_deploy":
         pytest.importorskip("litert_converter")
     monkeypatch.setenv("JAXPOOL_FAST", "1")
+    if not request.config.getoption("full"):  # as `quick_compilation`
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     code = (
         "import sys, sync\n"

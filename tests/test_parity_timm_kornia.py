@@ -14,6 +14,7 @@ import pytest
 import jaxpool
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CLOSE = {"rtol": 3e-6, "atol": 3e-6}
 FIRST = {"axis": (-2, -1)}  # channels first
 

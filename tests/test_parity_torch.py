@@ -13,6 +13,7 @@ from jaxpool._core.geometry import Geometry, adaptive_bounds
 from jaxpool._core.window import Window
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 F = pytest.importorskip("torch.nn.functional")
 
 # Sums in another order, of numbers around 1: a few float32 roundings of the largest.

@@ -15,6 +15,7 @@ import jaxpool.linen
 import jaxpool.nnx
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 F = torch.nn.functional
 CLOSE = dict(rtol=5e-5, atol=5e-6)
 

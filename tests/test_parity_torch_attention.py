@@ -11,6 +11,7 @@ import pytest
 import jaxpool as jp
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 F = torch.nn.functional
 CLOSE = dict(rtol=2e-5, atol=2e-6)
 

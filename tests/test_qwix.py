@@ -13,7 +13,10 @@ import jaxpool.nnx
 from jaxpool.deploy.qwix import register
 
 qwix = pytest.importorskip("qwix")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # qwix's own
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # qwix's own
+]
 RULES = [qwix.QuantizationRule(weight_qtype=jnp.int8, act_qtype=jnp.int8)]
 MAX = dict(window_shape=(2, 2), strides=(2, 2))
 AVG = dict(window_shape=(3, 3), strides=(2, 2), padding="SAME")
