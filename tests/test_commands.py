@@ -1,5 +1,6 @@
 """What each command says of each kind of thing that a user may hand it."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -324,6 +325,7 @@ REQUESTS = {
     "shape model.py:pool 1x6x6x2 --axis 7": "`axis` must lie within",
     "shape model.py:pool 1x0x6x2": "must have no size of 0",
     "shape 99999999999999x3 max:2": "jaxpool shape: ",
+    "shape 'no  such.py:f' 1x6x6x2": "'no  such.py'",
     "compare --data model.py": "`data` must be",
     "compare --data cut.npz": "must be a whole .npz archive",
     "compare --data one.npy": "`data` must be",
@@ -345,7 +347,7 @@ def test_what_cannot_be_done(request_, folder, capsys):
     np.save("one.npy", np.ones(3))
     np.savez("text.npz", x=np.array(["a", "b"]))
     Path("cut.npz").write_bytes(Path("text.npz").read_bytes()[:60])
-    assert main(request_.split()) == 2
+    assert main(shlex.split(request_)) == 2
     check_refusal(request_.split()[0], REQUESTS[request_], capsys.readouterr())
 
 

@@ -152,7 +152,7 @@ def _is_meant(error: BaseException) -> bool:
 
 def _told(error: BaseException, kind: bool = True) -> str:
     """What an error says, in one line, with its place in users' code if it has one."""
-    text = " ".join(str(error).split())
+    text = " ".join(filter(None, map(str.strip, str(error).splitlines())))
     if kind or not text:
         text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -38,7 +38,7 @@ def split(x: np.ndarray, y: np.ndarray, test_size: int) -> dict[str, np.ndarray]
 
 def first_line(error: Exception) -> str:
     """Returns the first line of what an error says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].strip()
 
 
 def memory() -> int:
