@@ -14,6 +14,7 @@ from jaxpool._core import user_code
 from jaxpool._ops import average, extremum
 
 MODEL = """
+import functools
 import sys
 
 import jax
@@ -118,6 +119,10 @@ def of_object(x):
     return x, NotFlax()
 
 
+def several(*arrays):
+    return arrays[0] + 1
+
+
 def of_nothing(x):
     return None
 
@@ -153,6 +158,8 @@ net = Net(nnx.Rngs(0))
 breaks_in_call = BreaksInCall()
 no_call = NoCall()
 not_flax = NotFlax()
+applied = functools.partial(Linen().apply, bound.variables)
+curried = functools.partial(NetOfWidth, 2, rngs=nnx.Rngs(0))
 ufunc = jnp.sin
 number = 3
 text = "text"
@@ -213,6 +220,9 @@ OBJECTS = {
     "model.py:NotFlax": (RUNS, RUNS),
     "model.py:not_flax": (RUNS, RUNS),
     "model.py:pool": (RUNS, RUNS),
+    "model.py:several": (RUNS, RUNS),
+    "model.py:applied": (RUNS, RUNS),
+    "model.py:curried": (RUNS, RUNS),
     "model.py:ufunc": (RUNS, RUNS),
     "model.py:two": ((2, "missing 1 required"), (2, "missing a required argument")),
     "model.py:none": ((2, "must name a function"), (2, "must be a module of Flax")),

@@ -5,12 +5,14 @@ user's code is said with its file and line. All else is a fault of jaxpool.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,7 @@ __all__ = [
     "is_linen",
     "is_nnx",
     "load",
+    "needed",
     "running",
     "where",
 ]
@@ -99,6 +102,28 @@ def _module(caller: str, place: str) -> ModuleType:
             if error.name and not f"{place}.".startswith(f"{error.name}."):
                 raise  # something that it imports itself
             raise fail(caller, "model", rule, place, UserError) from None
+
+
+def needed(value: Callable[..., Any]) -> list[str] | None:
+    """The arguments without which a function or class cannot be called.
+
+    None for a function of any number of them, as `partial(module.apply, variables)` is,
+    and for one that Python knows no signature of.
+    """
+    call = value if isinstance(value, functools.partial) else functools.partial(value)
+    is_class = isinstance(call.func, type)
+    if is_class:  # of an NNX class the signature itself takes anything
+        make = call.func.__init__
+        call = functools.partial(make, None, *call.args, **call.keywords)
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    if not is_class and any(p.kind == several[0] for p in parameters):
+        return None
+    lacking = (p for p in parameters if p.default is p.empty)
+    return [p.name for p in lacking if p.kind not in several]
 
 
 @contextlib.contextmanager

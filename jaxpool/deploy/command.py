@@ -1,6 +1,5 @@
 """What `jaxpool deploy` does: a function of a file, examples, and a writer."""
 
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,14 +155,14 @@ def _batches(arrays, specs, static):
 
 
 def _load(model: str) -> Callable[..., Any]:
-    """The function: called if it needs no arguments, and its result put in eval()."""
+    """The function, or what one without arguments returns, put in eval()."""
     place, _, name = model.rpartition(":")
     if not place.endswith(".py") or not name or not Path(place).is_file():
         rule = "must be FILE.py:NAME, of a file that exists"
         raise fail("deploy", "model", rule, model)
     function = getattr(user_code.load("deploy", place), name, None)
     with user_code.running("deploy", model):
-        if callable(function) and _needs_nothing(function):
+        if callable(function) and user_code.needed(function) == []:
             function = function()
     if not callable(function) or isinstance(function, type):
         rule = "must name a function of arrays, or one without arguments that gives it"
@@ -176,14 +175,3 @@ def _load(model: str) -> Callable[..., Any]:
         with user_code.running("deploy", model):
             evaluate()
     return function
-
-
-def _needs_nothing(function) -> bool:
-    # Of an NNX class the signature itself takes anything.
-    is_class = isinstance(function, type)
-    call = function.__init__ if is_class else function
-    try:
-        inspect.signature(call).bind(*[None] * is_class)
-    except (TypeError, ValueError):
-        return False
-    return True

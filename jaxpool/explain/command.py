@@ -1,7 +1,6 @@
 """The command `jaxpool shape`."""
 
 import ast
-import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -80,17 +79,10 @@ def _made(value: Any) -> Any:
     if is_linen(value) or is_nnx(value) or not callable(value):
         return value
     is_class = isinstance(value, type)
-    try:
-        parameters = inspect.signature(value.__init__ if is_class else value).parameters
-    except ValueError:
-        return value
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [
-        p
-        for p in [*parameters.values()][is_class:]
-        if p.default is p.empty and p.kind not in variable
-    ]
-    if more := [p.name for p in needed if p.name != "rngs"]:
+    needed = user_code.needed(value)
+    if needed is None:
+        return value  # a function of arrays
+    if more := [name for name in needed if name != "rngs"]:
         if is_class:
             rule = "must be an instance, or a function that makes one, of a class that "
             rule += f"takes {', '.join(more)}"
@@ -105,7 +97,7 @@ def _made(value: Any) -> Any:
         return make()
     try:
         return nnx.eval_shape(make)
-    except TypeError:  # what it makes is no NNX module
+    except Exception:  # it makes no NNX module, or draws from `Rngs` of its own
         return make()
 
 
