@@ -36,18 +36,17 @@ def lay(window, size):
 def slide(size, window, stride, dilation, low, high, ceil_mode):
     """Positions of every window, found by moving it until it no longer counts.
 
-    Rounding down, a window counts if it ends inside the padded input. Rounding up, it
-    counts if the one before ended there, short of the end, and if it starts inside the
-    input or the padding in front.
+    A window counts if it ends inside the padded input. Rounding up, it counts too if the
+    one before ended there, short of the end, and if it starts inside the input or the
+    padding in front.
     """
     offsets = [k * dilation for k in range(window)]
     windows, start = [], -low
     while True:
+        counts = start + offsets[-1] < size + high
         if ceil_mode:
             before = start - stride + offsets[-1]
-            counts = before < size + high - 1 and start < size
-        else:
-            counts = start + offsets[-1] < size + high
+            counts |= before < size + high - 1 and start < size
         if not counts:
             return windows
         windows.append([start + offset for offset in offsets])

@@ -222,10 +222,11 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
         else:
             low, high = (0, 0) if isinstance(padding, str) else padding[i]
             room = size + low + high - span
-            out = (room + (s - 1 if window.ceil_mode else 0)) // s + 1
-            # A window must start inside the input or its padding in front.
+            out = room // s + 1
+            # One more for what is left, if it starts before the input's end.
             if window.ceil_mode:
-                out = min(out, (static_size(caller, size) + low - 1) // s + 1)
+                last = (static_size(caller, size) + low - 1) // s + 1
+                out = max(out, min(-(-room // s) + 1, last))
         if isinstance(size, int) and size < 1:
             rule = "must have elements along the pooled axes"
             raise fail(caller, "x", rule, f"size {size} on axis {axis}")

@@ -82,7 +82,7 @@ def test_the_files_hold_what_they_should(built, record):
     about = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     assert wheel.keys() == package | {f"{info}/{name}" for name in about}
     assert "jaxpool/py.typed" in wheel
-    elsewhere = {name for name in tree if name.startswith(".ci/")}
+    elsewhere = {name for name in tree if name.startswith((".ci/", ".github/"))}
     assert sdist.keys() == tree - elsewhere | {"PKG-INFO"}
     said = message_from_bytes(wheel[f"{info}/METADATA"])
     assert said["Name"] == PROJECT["name"]
