@@ -36,8 +36,8 @@ def lay(window, size):
 def slide(size, window, stride, dilation, low, high, ceil_mode):
     """Positions of every window, found by moving it until it no longer counts.
 
-    A window counts if it ends inside the padded input. Rounding up, it counts too if the
-    one before ended there, short of the end, and if it starts inside the input or the
+    A window counts if it ends inside the padded input. Rounding up, it also counts if
+    the one before ended there, short of the end, and it starts inside the input or the
     padding in front.
     """
     offsets = [k * dilation for k in range(window)]
