@@ -223,10 +223,11 @@ def _lay(window: Window, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Geome
             low, high = (0, 0) if isinstance(padding, str) else padding[i]
             room = size + low + high - span
             out = room // s + 1
-            # One more for what is left, if it starts before the input's end.
+            # PyTorch's rule: what is left at the end gets a window of its own if that
+            # starts before the end of the input. Of 5 elements by 2: 01 23, and 4.
             if window.ceil_mode:
-                last = (static_size(caller, size) + low - 1) // s + 1
-                out = max(out, min(-(-room // s) + 1, last))
+                started = (static_size(caller, size) + low - 1) // s + 1
+                out = max(out, min(-(-room // s) + 1, started))
         if isinstance(size, int) and size < 1:
             rule = "must have elements along the pooled axes"
             raise fail(caller, "x", rule, f"size {size} on axis {axis}")

@@ -119,11 +119,11 @@ def needed(value: Callable[..., Any]) -> list[str] | None:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
         return None
-    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    if not is_class and any(p.kind == several[0] for p in parameters):
+    if not is_class and any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
-    lacking = (p for p in parameters if p.default is p.empty)
-    return [p.name for p in lacking if p.kind not in several]
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    fixed = (p for p in parameters if p.kind not in variable)
+    return [p.name for p in fixed if p.default is p.empty]
 
 
 @contextlib.contextmanager

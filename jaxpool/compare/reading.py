@@ -38,7 +38,8 @@ def split(x: np.ndarray, y: np.ndarray, test_size: int) -> dict[str, np.ndarray]
 
 def first_line(error: Exception) -> str:
     """Returns the first line of what an error says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].strip()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].strip()
 
 
 def memory() -> int:
